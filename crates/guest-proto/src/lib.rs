@@ -1,0 +1,8 @@
+//! The gRPC contract of the guest agent. The documentation is in `proto/guest.proto`.
+
+/// The virtio-serial port the agent serves; the guest sees it as `/dev/virtio-ports/<name>`.
+pub const PORT_NAME: &str = "roost.agent.0";
+
+pub mod v1 {
+    tonic::include_proto!("roost.guest.v1");
+}
