@@ -19,13 +19,12 @@ import { fetchSession, type Session } from './session';
 /** An attempt that has not shown a desktop by then is given up. Emulated guests can be slow to answer. */
 const CONNECT_TIMEOUT_MS = 20_000;
 /** A connection that lived this long counts as good: the next loss starts with short delays again. */
-const STABLE_MS = 5_000;
+const STABLE_MS = 2_000;
 /** How often a page that waits for a stopped computer asks again. */
 const WAITING_POLL_MS = 3_000;
 
 export type View =
-  | { kind: 'needs-link'; why: 'missing' }
-  | { kind: 'needs-link'; why: 'refused'; message: string }
+  | { kind: 'needs-link'; why: 'missing' | 'refused' }
   | { kind: 'gone' }
   | { kind: 'connecting' }
   | { kind: 'connected' }
@@ -38,8 +37,8 @@ export interface ConnectionEvents {
   session(session: Session): void;
   /** Text copied in the guest. */
   clipboard(text: string): void;
-  /** The last picture before the connection ended. */
-  lastFrame(frame: ImageData): void;
+  /** The connection is about to end; the canvas still holds its last picture. */
+  ending(canvas: HTMLCanvasElement): void;
 }
 
 export class Connection {
@@ -146,7 +145,7 @@ export class Connection {
     switch (outcome.kind) {
       case 'refused':
         this.#token = null;
-        this.#show({ kind: 'needs-link', why: 'refused', message: outcome.message });
+        this.#show({ kind: 'needs-link', why: 'refused' });
         return;
       case 'gone':
         this.#show({ kind: 'gone' });
@@ -184,8 +183,9 @@ export class Connection {
       if (event.reason !== '') {
         reason = event.reason;
       }
-      if (attempt === this.#attempt && connectedAt !== null) {
-        this.#events.lastFrame(rfb.getImageData());
+      const canvas = this.#screen.querySelector('canvas');
+      if (attempt === this.#attempt && connectedAt !== null && canvas !== null) {
+        this.#events.ending(canvas);
       }
     });
 

@@ -27,7 +27,7 @@ const page = new URL(location.href);
 /** One computer per directory and host; several may share a host in the path form. */
 const tokenKey = `roost.stream:${directoryOf(page)}`;
 
-let name = computerIn(page) ?? 'the computer';
+let name = 'the desktop';
 let handle = computerIn(page) ?? 'NAME';
 
 const lastFrame = element('last-frame', HTMLCanvasElement);
@@ -47,10 +47,12 @@ const connection = new Connection(page, element('screen', HTMLElement), {
     toolbar.setName(session.name);
   },
   clipboard: (text) => clipboard.receive(text),
-  lastFrame(frame) {
-    lastFrame.width = frame.width;
-    lastFrame.height = frame.height;
-    lastFrame.getContext('2d')?.putImageData(frame, 0, 0);
+  ending(canvas) {
+    lastFrame.width = canvas.width;
+    lastFrame.height = canvas.height;
+    if (canvas.width > 0 && canvas.height > 0) {
+      lastFrame.getContext('2d')?.drawImage(canvas, 0, 0);
+    }
   },
 });
 

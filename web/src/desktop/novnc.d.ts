@@ -19,6 +19,5 @@ declare module '@novnc/novnc' {
     /** Presses or releases a key; presses and releases it when `down` is left out. */
     sendKey(keysym: number, code: string | null, down?: boolean): void;
     clipboardPasteFrom(text: string): void;
-    getImageData(): ImageData;
   }
 }

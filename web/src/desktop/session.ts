@@ -15,7 +15,7 @@ export interface Session {
 export type SessionOutcome =
   | { kind: 'ok'; session: Session }
   /** The token is unknown, expired, or for another computer. */
-  | { kind: 'refused'; message: string }
+  | { kind: 'refused' }
   | { kind: 'gone' }
   /** Worth another try: no answer, or one the server should not have given. */
   | { kind: 'failed'; reason: string };
@@ -37,7 +37,7 @@ export async function fetchSession(page: URL, token: string, signal: AbortSignal
       return readSession(body, page, token);
     case 401:
     case 403:
-      return { kind: 'refused', message: textAt(body, 'message') ?? '' };
+      return { kind: 'refused' };
     case 404:
       return { kind: 'gone' };
     default: {

@@ -49,6 +49,14 @@ export class Toolbar {
         this.#events.focusDesktop();
       }
     });
+    for (const panel of document.querySelectorAll<HTMLElement>('.panel')) {
+      panel.addEventListener('toggle', (event) => {
+        // A closed panel leaves the focus on its button, or nowhere; typing should go on in the guest.
+        if ((event as ToggleEvent).newState === 'closed' && !this.#bar.matches(':has(:focus-visible)')) {
+          this.#events.focusDesktop();
+        }
+      });
+    }
     this.#wireFullscreen();
     this.#wireKeys();
   }

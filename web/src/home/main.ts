@@ -28,6 +28,8 @@ const createSubmit = element('create-submit', HTMLButtonElement);
 /** Null while nobody is signed in. */
 let api: Api | null = null;
 let timer: ReturnType<typeof setTimeout> | undefined;
+/** Calls that change a computer and have not answered yet. */
+let pending = 0;
 /** Counts refreshes, so that a slow answer cannot overwrite a newer one. */
 let latest = 0;
 
@@ -116,7 +118,7 @@ async function refresh(): Promise<void> {
     table.hidden = computers.length === 0;
     more.hidden = total <= computers.length;
     more.textContent = `The newest ${computers.length} of ${total}. See all with “roost list”.`;
-    if (computers.some(isChanging)) {
+    if (pending > 0 || computers.some(isChanging)) {
       timer = setTimeout(() => void refresh(), CHANGING_POLL_MS);
     }
   } catch (error) {
@@ -174,15 +176,20 @@ async function act(action: (api: Api) => Promise<Computer>): Promise<void> {
   if (api === null) {
     return;
   }
+  pending += 1;
+  let failure: { error: unknown } | null = null;
   try {
     const changed = action(api);
     // The call answers when the change is done; the list shows the way there.
     void refresh();
     await changed;
-    await refresh();
   } catch (error) {
-    await refresh();
-    fail(error);
+    failure = { error };
+  }
+  pending -= 1;
+  await refresh();
+  if (failure !== null) {
+    fail(failure.error);
   }
 }
 

@@ -81,8 +81,8 @@ function makeRow(events: RowEvents): Row {
   const statusText = document.createElement('span');
   status.append(dot, statusText);
   const size = cell('size');
-  const actions = cell('actions');
-  element.append(name, cell('', status), size, actions);
+  const actions = document.createElement('div');
+  element.append(name, cell('', status), size, cell('actions', actions));
 
   let current: Computer | null = null;
   let acting = false;
