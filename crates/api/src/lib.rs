@@ -1,7 +1,27 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod computer;
+mod connection;
+mod desktop;
+mod error;
+mod exec;
 mod id;
 mod size;
+mod time;
 
+pub use computer::{
+    Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health, ListComputers,
+    PageMeta, Readiness, Status, UpdateComputer, Visibility,
+};
+pub use connection::{
+    ComputerUrls, DesktopSession, NamedUrl, StreamToken, StreamTokenRequest, VncCredentials,
+};
+pub use desktop::{
+    ClickRequest, CursorPosition, KeyRequest, MouseButton, PointRequest, ScreenSize, ScrollDirection,
+    ScrollRequest, Success, TypeRequest,
+};
+pub use error::{ApiError, ErrorBody, ErrorCode, ErrorDetail};
+pub use exec::{ExecRequest, ExecResult, PythonRequest};
 pub use id::{ApiKeyId, ComputerId, ProjectId, TenantId, UserId, WorkflowId, WorkspaceId};
-pub use size::{MemoryMib, Size};
+pub use size::{MemoryMib, Size, UnknownSize};
+pub use time::Timestamp;

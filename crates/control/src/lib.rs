@@ -1,1 +1,150 @@
+//! What Roost does: use cases, the state machine, durable workflows, reconcilers.
+//!
+//! ```text
+//!   use case (computers, exec, desktop, connection)
+//!       | begins                          | speaks to the guest through
+//!   workflow engine --- steps ---------> Launcher ---> machine process ---> guest agent
+//!       | records                         | pushes reports
+//!   store <---------- observer -----------+
+//! ```
+//!
+//! A computer has three states: what the user **desires**, what a workflow **intends** right now, and what
+//! its machine process was **observed** to be. Its public status is a pure function of the three
+//! ([`status`]). Nobody polls: machines push reports, the [`hub`] wakes who waits.
+//!
+//! This crate knows nothing about HTTP, SQL text or QEMU.
 
+mod computers;
+mod connection;
+mod desktop;
+mod exec;
+mod failure;
+mod guest;
+mod hub;
+mod keys;
+mod keysyms;
+mod observer;
+mod slug;
+pub mod status;
+mod token;
+mod workflow;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use camino::Utf8PathBuf;
+use roost_api::ComputerId;
+use roost_launch::Launcher;
+use roost_machine_proto::{Accelerator, NetworkSpec};
+use roost_store::{Home, Store};
+
+pub use computers::Created;
+pub use connection::{DisplayStream, StreamAccess};
+pub use exec::{ExecCommand, ExecSession};
+pub use failure::Failure;
+pub use keys::{AdminKey, first_key};
+pub use roost_store::{Caller, ComputerRecord};
+pub use token::StreamKey;
+pub use workflow::{NoHook, Step, StepHook, plan};
+
+/// The files of one template build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateFiles {
+    pub digest: String,
+    pub base: Utf8PathBuf,
+    pub kernel: Utf8PathBuf,
+    pub initrd: Utf8PathBuf,
+}
+
+/// Which templates this host has.
+pub trait Templates: Debug + Send + Sync + 'static {
+    /// The build that new computers start from.
+    fn current(&self, name: &str) -> Option<TemplateFiles>;
+    /// The build a computer was made from.
+    fn build(&self, name: &str, digest: &str) -> Option<TemplateFiles>;
+}
+
+/// How clients reach this server.
+#[derive(Debug, Clone)]
+pub struct PublicUrls {
+    /// Where the API is, without a trailing slash: `http://127.0.0.1:8080`.
+    pub origin: String,
+    /// `http` or `https`, for host names below `domain`.
+    pub scheme: String,
+    /// The domain of computers with its port where that is not the scheme's own: `localhost:8080`.
+    pub domain: String,
+}
+
+#[derive(Debug)]
+pub struct Config {
+    pub urls: PublicUrls,
+    pub accelerator: Accelerator,
+    pub network: NetworkSpec,
+    pub stream_key: StreamKey,
+}
+
+/// The control plane. Cheap to clone; all clones are one.
+#[derive(Debug, Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Store,
+    launcher: Arc<dyn Launcher>,
+    templates: Arc<dyn Templates>,
+    home: Home,
+    config: Config,
+    hub: hub::Hub,
+    engine: workflow::Engine,
+    observers: observer::Observers,
+    guests: guest::Guests,
+}
+
+impl Control {
+    /// Opens the control plane: picks up every computer and every unfinished workflow where it is.
+    pub async fn start(
+        store: Store,
+        launcher: Arc<dyn Launcher>,
+        templates: Arc<dyn Templates>,
+        config: Config,
+        hook: Arc<dyn StepHook>,
+    ) -> Result<Self, Failure> {
+        let home = store.home().await?;
+        let control = Self {
+            inner: Arc::new(Inner {
+                store,
+                launcher,
+                templates,
+                home,
+                config,
+                hub: hub::Hub::default(),
+                engine: workflow::Engine::new(hook),
+                observers: observer::Observers::default(),
+                guests: guest::Guests::default(),
+            }),
+        };
+        control.reconcile().await?;
+        Ok(control)
+    }
+
+    /// Whether the database answers.
+    pub async fn healthy(&self) -> Result<(), Failure> {
+        Ok(self.inner.store.ping().await?)
+    }
+
+    /// Ends every machine that runs, cleanly; computers stay as they were asked to be. For `roost down`.
+    pub async fn stop_all(&self) -> Result<Vec<ComputerId>, Failure> {
+        let mut stopped = Vec::new();
+        for record in self.inner.store.all_computers().await? {
+            if status::status(&record) == roost_api::Status::Running {
+                match self.stop(record.id).await {
+                    Ok(_) => stopped.push(record.id),
+                    Err(failure) => tracing::warn!(computer = %record.id, %failure, "failed to stop"),
+                }
+            }
+        }
+        Ok(stopped)
+    }
+}

@@ -1,1 +1,98 @@
+//! The HTTP surface: routes, authentication, WebSockets and the web pages.
+//!
+//! A request passes [`envelope`] (request id, error bodies, log), then its route. A route reads what it needs
+//! through the extractors in [`extract`] in the order the API promises (credential, id, existence, state,
+//! body), calls one use case of the control plane and answers its value. Routes and OpenAPI come from one
+//! declaration.
+//!
+//! This crate knows nothing about SQL or QEMU.
 
+mod envelope;
+mod extract;
+mod pages;
+mod routes;
+mod sockets;
+
+use axum::Router;
+use roost_control::Control;
+use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::OpenApiRouter;
+
+/// What every route can reach.
+#[derive(Debug, Clone)]
+pub struct App {
+    pub control: Control,
+    /// The domain of computers, with its port: `localhost:8080`.
+    pub domain: String,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Roost",
+        description = "Computers for people and AI agents: real virtual machines with a Linux desktop, on your own host. \
+                       Compatible with the public MIOSA Computers API.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    modifiers(&BearerAuth),
+    security(("bearer" = [])),
+    tags(
+        (name = "computers", description = "Create, list, read, change, start, stop, restart and delete computers"),
+        (name = "exec", description = "Run commands"),
+        (name = "desktop", description = "See and drive the desktop"),
+        (name = "connection", description = "Addresses and credentials of the live desktop"),
+        (name = "server", description = "The server itself"),
+    )
+)]
+struct ApiDoc;
+
+struct BearerAuth;
+
+impl utoipa::Modify for BearerAuth {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("An API key (`msk_...`)"))
+            .build();
+        openapi
+            .components
+            .get_or_insert_with(Default::default)
+            .add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+fn api() -> OpenApiRouter<App> {
+    let api = OpenApiRouter::new()
+        .merge(routes::computers::router())
+        .merge(routes::exec::router())
+        .merge(routes::desktop::router())
+        .merge(routes::connection::router())
+        .merge(routes::server::router());
+    OpenApiRouter::with_openapi(ApiDoc::openapi()).nest("/api/v1", api)
+}
+
+/// The OpenAPI document as pretty JSON with a final newline.
+pub fn openapi() -> Result<String, serde_json::Error> {
+    let (_, document) = api().split_for_parts();
+    Ok(serde_json::to_string_pretty(&document)? + "\n")
+}
+
+/// The whole service.
+pub fn router(app: App) -> Result<Router, serde_json::Error> {
+    let document = openapi()?;
+    let (api, _) = api().split_for_parts();
+    // One published client sends the prefix twice.
+    let doubled = Router::new().nest("/api/v1", api.clone());
+    let router = Router::new()
+        .merge(api)
+        .merge(doubled)
+        .merge(sockets::vnc::router())
+        .merge(pages::router(document))
+        .fallback(envelope::no_such_route)
+        .method_not_allowed_fallback(envelope::no_such_method)
+        .with_state(app);
+    Ok(router
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(envelope::panicked))
+        .layer(axum::middleware::from_fn(envelope::envelope)))
+}

@@ -1,1 +1,94 @@
+//! Everything that is kept in SQL: one [`Store`], plain queries, typed records.
+//!
+//! SQL is written so that SQLite and PostgreSQL read it alike (numbered parameters, `BIGINT`, JSON as text).
+//! SQLite runs in WAL mode with `synchronous=FULL`: what was acknowledged survives a power cut. Writers take
+//! the write lock at the start of their transaction, so a transaction never fails half-way for a lock.
+//!
+//! This crate knows nothing about HTTP and nothing about how machines run.
 
+mod computers;
+mod identity;
+mod record;
+mod workflows;
+
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+pub use computers::{ComputerChange, ComputerFilter, NewComputer};
+pub use identity::{Caller, Home, NewApiKey};
+pub use record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
+pub use workflows::{Begin, Finish};
+
+/// The database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: SqlitePool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("failed to open the database {path}: check that its directory exists and is writable")]
+    Open { path: Utf8PathBuf, source: sqlx::Error },
+    #[error("failed to bring the database to this version's schema: was it written by a newer roost?")]
+    Migrate { source: sqlx::migrate::MigrateError },
+    #[error("database query failed")]
+    Query {
+        #[from]
+        source: sqlx::Error,
+    },
+    #[error("the database holds a value this version cannot read: {what}")]
+    Corrupt { what: String },
+}
+
+impl Store {
+    /// Opens (and makes, if need be) the SQLite database at `path` and brings its schema up to date.
+    pub async fn open(path: &Utf8Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::from_str("sqlite::memory:")
+            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?
+            .filename(path.as_std_path())
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(20));
+        let pool = SqlitePoolOptions::new()
+            .max_connections(8)
+            .connect_with(options)
+            .await
+            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        migrator().run(&pool).await.map_err(|source| StoreError::Migrate { source })?;
+        Ok(Self { pool })
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Finishes running queries and closes the files.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+    }
+}
+
+fn migrator() -> Migrator {
+    let first = Migration::new(
+        1,
+        Cow::Borrowed("start"),
+        MigrationType::Simple,
+        sqlx::SqlStr::from_static(include_str!("../migrations/0001_start.sql")),
+        false,
+    );
+    Migrator { migrations: Cow::Owned(vec![first]), ..Migrator::DEFAULT }
+}

@@ -1,0 +1,279 @@
+//! The computer and the bodies of its CRUD and lifecycle routes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use uuid::Uuid;
+
+use crate::{ComputerId, ProjectId, Size, TenantId, Timestamp, UserId, WorkspaceId};
+
+/// Where a computer is in its life, as callers see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Created; its virtual machine is being built.
+    Provisioning,
+    /// Booting or resuming.
+    Starting,
+    /// Usable.
+    Running,
+    Stopping,
+    /// Off; the disk is kept.
+    Stopped,
+    /// It failed. `start` tries again; the disk is kept.
+    Error,
+    /// Being deleted.
+    Destroying,
+}
+
+impl Status {
+    pub const ALL: [Status; 7] = [
+        Status::Provisioning,
+        Status::Starting,
+        Status::Running,
+        Status::Stopping,
+        Status::Stopped,
+        Status::Error,
+        Status::Destroying,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Provisioning => "provisioning",
+            Status::Starting => "starting",
+            Status::Running => "running",
+            Status::Stopping => "stopping",
+            Status::Stopped => "stopped",
+            Status::Error => "error",
+            Status::Destroying => "destroying",
+        }
+    }
+
+    /// The reduced set that one published client knows as `state`.
+    pub fn state(self) -> &'static str {
+        match self {
+            Status::Provisioning | Status::Starting => "starting",
+            Status::Running => "running",
+            Status::Stopping | Status::Stopped => "stopped",
+            Status::Error => "error",
+            Status::Destroying => "destroying",
+        }
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who may see the computer's web previews by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Visibility {
+    Public,
+    Tenant,
+    Key,
+}
+
+impl Visibility {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Visibility::Public => "public",
+            Visibility::Tenant => "tenant",
+            Visibility::Key => "key",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Public, Self::Tenant, Self::Key].into_iter().find(|value| value.as_str() == text)
+    }
+}
+
+/// A computer, as every route answers it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Computer {
+    pub id: ComputerId,
+    pub tenant_id: TenantId,
+    pub owner_user_id: UserId,
+    /// Display name; several computers may share one.
+    pub name: String,
+    /// Unique and safe in host names. Stays when the computer is renamed.
+    pub slug: String,
+    pub template_type: String,
+    pub size: Size,
+    pub vcpus: u32,
+    /// The same as `vcpus`.
+    pub cpu_count: u32,
+    /// MiB.
+    pub memory_mb: u32,
+    pub status: Status,
+    /// `status` reduced to fewer words: `starting`, `running`, `stopped`, `error`, `destroying`.
+    pub state: String,
+    /// True exactly when `status` is `running`.
+    pub ready: bool,
+    /// Id of the virtual machine; null before there was one.
+    pub vm_id: Option<String>,
+    pub workspace_id: WorkspaceId,
+    pub project_id: ProjectId,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+    /// Legacy preview address; use `desktop_url`.
+    pub sandbox_url: String,
+    pub desktop_url: String,
+    pub preview_domain: String,
+    pub selected_apps: Vec<String>,
+    pub settings: Map<String, Value>,
+    pub ai_config: Map<String, Value>,
+    pub agent_session_id: Option<String>,
+    pub agent_status: Option<String>,
+    /// Width x height in pixels.
+    pub resolution: String,
+    /// Idle seconds before it stops by itself; 0 is never.
+    pub auto_stop: u32,
+    pub region: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub visibility: Visibility,
+    pub persistent: bool,
+    pub always_on: bool,
+    /// Why `status` is `error`, and what to do.
+    pub error: Option<String>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub started_at: Option<Timestamp>,
+    pub ready_at: Option<Timestamp>,
+}
+
+/// Body of `POST /computers`. Unknown fields are ignored.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct CreateComputer {
+    /// Required.
+    pub name: Option<String>,
+    /// Required: `miosa-desktop`.
+    pub template_type: Option<String>,
+    /// Stands in for `template_type` where that is absent.
+    pub template_id: Option<String>,
+    /// `xs`, `small` (default), `medium`, `large` or `xl`.
+    pub size: Option<String>,
+    pub selected_apps: Option<Vec<String>>,
+    pub workspace_id: Option<Uuid>,
+    pub project_id: Option<Uuid>,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+    pub metadata: Option<Map<String, Value>>,
+    pub visibility: Option<Visibility>,
+}
+
+/// Query of `POST /computers`.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CreateQuery {
+    /// `true` (30 s) or 2 to 120 seconds: answer when the computer runs, or when the time is over. The
+    /// header `X-MIOSA-Wait-Outcome` says which: `ready` or `timeout`.
+    pub wait: Option<String>,
+}
+
+/// Body of `PATCH` and `PUT /computers/{id}`. A field that is absent stays as it is.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct UpdateComputer {
+    /// Null unlinks the session.
+    #[serde(deserialize_with = "present")]
+    #[schema(value_type = Option<String>)]
+    pub agent_session_id: Option<Option<String>>,
+    pub name: Option<String>,
+    /// Replaces all metadata.
+    pub metadata: Option<Map<String, Value>>,
+    pub visibility: Option<Visibility>,
+}
+
+/// Tells a field that is null from one that is absent.
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Query of `GET /computers`. Filters combine with AND; without paging parameters all rows come.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListComputers {
+    pub workspace_id: Option<String>,
+    pub project_id: Option<String>,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+    pub status: Option<String>,
+    /// Like `status`; also takes the words of the field `state`.
+    pub state: Option<String>,
+    /// Part of a name, slug or id.
+    pub search: Option<String>,
+    /// From 1.
+    pub page: Option<u32>,
+    /// Rows a page, 1 to 100 (20); `per_page` and `limit` say the same.
+    pub page_size: Option<u32>,
+    pub per_page: Option<u32>,
+    pub limit: Option<u32>,
+}
+
+/// Answer of `GET /computers`, newest first.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ComputerList {
+    pub computers: Vec<Computer>,
+    /// All matches, not only this page.
+    pub total: u64,
+    /// The same rows again, where other clients look for them.
+    pub data: Vec<Computer>,
+    pub meta: PageMeta,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PageMeta {
+    pub page: u32,
+    pub per_page: u64,
+    pub limit: u64,
+    pub total: u64,
+    pub total_pages: u64,
+    pub has_next_page: bool,
+    pub next_cursor: Option<String>,
+}
+
+/// Answer of `DELETE /computers/{id}`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Deleted {
+    pub id: ComputerId,
+    pub deleted: bool,
+}
+
+/// Answer of `GET /computers/{id}/readiness`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Readiness {
+    pub ready: bool,
+    pub status: Status,
+    pub state: String,
+}
+
+/// Answer of `GET /computers/{id}/logs`: the newest lines of the guest's serial console.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ConsoleLines {
+    pub computer_id: ComputerId,
+    pub lines: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ConsoleQuery {
+    /// How many of the newest lines, 1 to 1000 (100).
+    pub lines: Option<u32>,
+}
+
+/// Answer of `GET /health`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    pub version: String,
+}

@@ -1,0 +1,192 @@
+//! Every error a caller can get: its code, its HTTP status and its text.
+//!
+//! [`ErrorCode::status`] is the one table that maps codes to statuses. Codes are part of the wire: clients
+//! match on them, so an existing one never changes its spelling.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// The machine-readable part of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// The body is not JSON, or not UTF-8.
+    InvalidJson,
+    MissingParam,
+    InvalidId,
+    InvalidToken,
+    InsufficientScope,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    /// The verb does not fit the computer's status.
+    InvalidState,
+    ComputerNotRunning,
+    ComputerStarting,
+    TooLarge,
+    ValidationFailed,
+    InvalidTtl,
+    UpgradeRequired,
+    AgentUnavailable,
+    /// The template is not built, or this host cannot start machines now.
+    NoReadyMachine,
+    /// The machine did not come up; the computer is in `error` with the reason.
+    StartFailed,
+    Internal,
+}
+
+impl ErrorCode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::InvalidJson => "INVALID_JSON",
+            ErrorCode::MissingParam => "MISSING_PARAM",
+            ErrorCode::InvalidId => "INVALID_ID",
+            ErrorCode::InvalidToken => "invalid_token",
+            ErrorCode::InsufficientScope => "insufficient_scope",
+            ErrorCode::Forbidden => "FORBIDDEN",
+            ErrorCode::NotFound => "NOT_FOUND",
+            ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
+            ErrorCode::InvalidState => "INVALID_STATE",
+            ErrorCode::ComputerNotRunning => "COMPUTER_NOT_RUNNING",
+            ErrorCode::ComputerStarting => "COMPUTER_STARTING",
+            ErrorCode::TooLarge => "TOO_LARGE",
+            ErrorCode::ValidationFailed => "VALIDATION_FAILED",
+            ErrorCode::InvalidTtl => "INVALID_TTL",
+            ErrorCode::UpgradeRequired => "UPGRADE_REQUIRED",
+            ErrorCode::AgentUnavailable => "AGENT_UNAVAILABLE",
+            ErrorCode::NoReadyMachine => "NO_READY_MACHINE",
+            ErrorCode::StartFailed => "START_FAILED",
+            ErrorCode::Internal => "INTERNAL_ERROR",
+        }
+    }
+
+    /// The HTTP status this code always has.
+    pub fn status(self) -> u16 {
+        match self {
+            ErrorCode::InvalidJson | ErrorCode::MissingParam | ErrorCode::InvalidId => 400,
+            ErrorCode::InvalidToken => 401,
+            ErrorCode::InsufficientScope | ErrorCode::Forbidden => 403,
+            ErrorCode::NotFound => 404,
+            ErrorCode::MethodNotAllowed => 405,
+            ErrorCode::InvalidState | ErrorCode::ComputerNotRunning | ErrorCode::ComputerStarting => 409,
+            ErrorCode::TooLarge => 413,
+            ErrorCode::ValidationFailed | ErrorCode::InvalidTtl => 422,
+            ErrorCode::UpgradeRequired => 426,
+            ErrorCode::AgentUnavailable => 502,
+            ErrorCode::NoReadyMachine => 503,
+            ErrorCode::StartFailed | ErrorCode::Internal => 500,
+        }
+    }
+
+    /// Whether the same request may succeed later without the caller changing anything.
+    pub fn retryable(self) -> bool {
+        match self {
+            ErrorCode::ComputerStarting | ErrorCode::AgentUnavailable => true,
+            ErrorCode::InvalidJson
+            | ErrorCode::MissingParam
+            | ErrorCode::InvalidId
+            | ErrorCode::InvalidToken
+            | ErrorCode::InsufficientScope
+            | ErrorCode::Forbidden
+            | ErrorCode::NotFound
+            | ErrorCode::MethodNotAllowed
+            | ErrorCode::InvalidState
+            | ErrorCode::ComputerNotRunning
+            | ErrorCode::TooLarge
+            | ErrorCode::ValidationFailed
+            | ErrorCode::InvalidTtl
+            | ErrorCode::UpgradeRequired
+            | ErrorCode::NoReadyMachine
+            | ErrorCode::StartFailed
+            | ErrorCode::Internal => false,
+        }
+    }
+}
+
+/// What a caller is told. The log keeps the source; it never goes over the wire.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub code: ErrorCode,
+    /// A sentence for a person: what, why, what to do. Seed texts are kept to the letter.
+    pub message: String,
+    /// Problems per request field, for 422.
+    pub fields: BTreeMap<String, Vec<String>>,
+    pub details: Option<Value>,
+    pub retry_after_ms: Option<u64>,
+}
+
+impl ApiError {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), fields: BTreeMap::new(), details: None, retry_after_ms: None }
+    }
+
+    /// A request field that does not fit.
+    pub fn field(field: &str, problem: impl Into<String>) -> Self {
+        let problem = problem.into();
+        let mut error = Self::new(ErrorCode::ValidationFailed, format!("{field}: {problem}"));
+        error.fields.insert(field.to_owned(), vec![problem]);
+        error
+    }
+
+    pub fn with_details(mut self, details: Value) -> Self {
+        self.details = Some(details);
+        self
+    }
+
+    pub fn retry_after_ms(mut self, milliseconds: u64) -> Self {
+        self.retry_after_ms = Some(milliseconds);
+        self
+    }
+
+    /// The envelope of every answer that is not 2xx. Text and code stand twice because the published
+    /// clients look in different places.
+    pub fn body(&self, request_id: &str) -> ErrorBody {
+        ErrorBody {
+            ok: false,
+            error: ErrorDetail {
+                code: self.code.as_str().to_owned(),
+                message: self.message.clone(),
+                request_id: request_id.to_owned(),
+                retryable: self.code.retryable(),
+                retry_after_ms: self.retry_after_ms,
+                details: self.details.clone(),
+            },
+            message: self.message.clone(),
+            code: self.code.as_str().to_owned(),
+            request_id: request_id.to_owned(),
+            retry_after: self.retry_after_ms.map(|ms| ms.div_ceil(1000)),
+            errors: (!self.fields.is_empty()).then(|| self.fields.clone()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// Always false.
+    pub ok: bool,
+    pub error: ErrorDetail,
+    pub message: String,
+    pub code: String,
+    pub request_id: String,
+    /// Seconds, when a later try may succeed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<u64>,
+    /// Problems per request field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<BTreeMap<String, Vec<String>>>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct ErrorDetail {
+    pub code: String,
+    pub message: String,
+    pub request_id: String,
+    pub retryable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<Value>,
+}

@@ -1,0 +1,361 @@
+//! Computers: create, list, read, change, start, stop, restart, delete.
+
+use std::collections::BTreeMap;
+
+use roost_api::{
+    ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, PageMeta, Size,
+    Status, UpdateComputer, Visibility,
+};
+use roost_store::{
+    Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, Observed, WorkflowKind,
+};
+use serde_json::{Map, Value};
+
+use crate::slug::slugify;
+use crate::status::status;
+use crate::workflow::Handle;
+use crate::{Control, Failure};
+
+const LONGEST_NAME: usize = 200;
+const MOST_METADATA: usize = 16 * 1024;
+
+/// A computer that was just made, and what to wait for until it runs.
+#[derive(Debug)]
+pub struct Created {
+    pub record: ComputerRecord,
+    handle: Handle,
+}
+
+impl Created {
+    /// Waits until the computer runs or its creation failed.
+    pub async fn ended(self) {
+        // How it ended is in the computer's status.
+        drop(self.handle.ended().await);
+    }
+}
+
+impl Control {
+    pub async fn create(&self, caller: &Caller, request: CreateComputer) -> Result<Created, Failure> {
+        let home = self.inner.home;
+        let missing = || ApiError::new(ErrorCode::MissingParam, "name is required");
+        let name = request.name.as_deref().map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
+        let template = request.template_type.as_deref().or(request.template_id.as_deref());
+        let template = template.map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
+        check_name(name)?;
+        let size: Size = match request.size.as_deref() {
+            None => Size::Small,
+            Some(text) => text.parse().map_err(|error: roost_api::UnknownSize| {
+                ApiError::field("size", error.to_string())
+            })?,
+        };
+        if request.workspace_id.is_some_and(|id| id != home.workspace.as_uuid()) {
+            return Err(Failure::new(ErrorCode::NotFound, "workspace not found"));
+        }
+        if request.project_id.is_some_and(|id| id != home.project.as_uuid()) {
+            return Err(Failure::new(ErrorCode::NotFound, "project not found"));
+        }
+        if template != "miosa-desktop" {
+            let problem = format!("unknown template {template:?}: use miosa-desktop");
+            return Err(ApiError::field("template_type", problem).into());
+        }
+        let files = self.inner.templates.current(template).ok_or_else(|| {
+            Failure::new(
+                ErrorCode::NoReadyMachine,
+                format!("the template {template} is not built on this host yet: run `roost image build`"),
+            )
+        })?;
+        let new = NewComputer {
+            id: ComputerId::new(),
+            tenant_id: caller.tenant,
+            owner_user_id: caller.user,
+            workspace_id: home.workspace,
+            project_id: home.project,
+            name: name.to_owned(),
+            slug: slugify(name),
+            template_type: template.to_owned(),
+            template_digest: files.digest,
+            size,
+            external_workspace_id: request.external_workspace_id,
+            external_user_id: request.external_user_id,
+            external_project_id: request.external_project_id,
+            selected_apps: request.selected_apps.unwrap_or_default(),
+            metadata: metadata(request.metadata)?,
+            visibility: request.visibility.unwrap_or(Visibility::Tenant),
+        };
+        let (record, workflow) = self.inner.store.insert_computer(&new).await?;
+        tracing::info!(computer = %record.id, slug = record.slug, size = size.as_str(), "created");
+        let handle = self.run_workflow(workflow);
+        Ok(Created { record, handle })
+    }
+
+    pub async fn list(&self, caller: &Caller, query: &ListComputers) -> Result<ComputerList, Failure> {
+        let filter = ComputerFilter {
+            workspace: filter_id("workspace_id", query.workspace_id.as_deref())?,
+            project: filter_id("project_id", query.project_id.as_deref())?,
+            external_workspace_id: query.external_workspace_id.clone(),
+            external_user_id: query.external_user_id.clone(),
+            external_project_id: query.external_project_id.clone(),
+            search: query.search.clone(),
+        };
+        let mut records = self.inner.store.computers(caller.tenant, &filter).await?;
+        // The status is computed, so it is filtered here and not in SQL.
+        if let Some(wanted) = &query.status {
+            records.retain(|record| status(record).as_str() == wanted);
+        }
+        if let Some(wanted) = &query.state {
+            records.retain(|record| {
+                let status = status(record);
+                status.as_str() == wanted || status.state() == wanted
+            });
+        }
+        let total = records.len() as u64;
+        let size = query.page_size.or(query.per_page).or(query.limit);
+        let (page, per_page) = match (query.page, size) {
+            (None, None) => (1, total.max(1)),
+            (page, size) => (page.unwrap_or(1).max(1), u64::from(size.unwrap_or(20).clamp(1, 100))),
+        };
+        let total_pages = total.div_ceil(per_page).max(1);
+        let skip = usize::try_from(u64::from(page - 1) * per_page).unwrap_or(usize::MAX);
+        let take = usize::try_from(per_page).unwrap_or(usize::MAX);
+        let rows: Vec<Computer> =
+            records.iter().skip(skip).take(take).map(|record| self.computer_view(record)).collect();
+        Ok(ComputerList {
+            data: rows.clone(),
+            computers: rows,
+            total,
+            meta: PageMeta {
+                page,
+                per_page,
+                limit: per_page,
+                total,
+                total_pages,
+                has_next_page: u64::from(page) < total_pages,
+                next_cursor: None,
+            },
+        })
+    }
+
+    /// The computer if it is the caller's; 404 for everybody else's as for none.
+    pub async fn get(&self, caller: &Caller, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        let record = self.record(id).await?;
+        if record.tenant_id != caller.tenant { Err(Failure::computer_not_found()) } else { Ok(record) }
+    }
+
+    pub async fn update(&self, id: ComputerId, request: UpdateComputer) -> Result<ComputerRecord, Failure> {
+        let name = request.name.as_deref().map(str::trim);
+        if let Some(name) = name {
+            if name.is_empty() {
+                return Err(Failure::new(ErrorCode::MissingParam, "name is required"));
+            }
+            check_name(name)?;
+        }
+        let change = ComputerChange {
+            name: name.map(str::to_owned),
+            agent_session_id: request.agent_session_id,
+            metadata: request.metadata.map(|map| metadata(Some(map))).transpose()?,
+            visibility: request.visibility,
+        };
+        let record = self.inner.store.change_computer(id, &change).await?;
+        self.inner.hub.notify(id);
+        record.ok_or_else(Failure::computer_not_found)
+    }
+
+    /// Starts a stopped or failed computer and returns when it runs. One that is already on its way is
+    /// waited for.
+    pub async fn start_computer(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        let record = self.record(id).await?;
+        let handle = match status(&record) {
+            Status::Provisioning | Status::Starting => self.inner.engine.handle(id),
+            _ => Some(
+                self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?,
+            ),
+        };
+        if let Some(handle) = handle {
+            handle.ended().await.map_err(|error| Failure::new(ErrorCode::StartFailed, error))?;
+        }
+        self.record(id).await
+    }
+
+    /// Shuts the computer down and returns when it is off. Its disk is kept.
+    pub async fn stop(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        let handle = self.begin(id, WorkflowKind::Stop, &[Status::Running], "stopped").await?;
+        handle.ended().await.map_err(|error| Failure::new(ErrorCode::Internal, error))?;
+        self.record(id).await
+    }
+
+    /// Reboots the computer and returns when it runs again.
+    pub async fn restart(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        let handle = self.begin(id, WorkflowKind::Restart, &[Status::Running], "restarted").await?;
+        handle.ended().await.map_err(|error| Failure::new(ErrorCode::StartFailed, error))?;
+        self.record(id).await
+    }
+
+    /// Removes the computer with everything it has; whatever else is at work on it is given up first.
+    pub async fn delete(&self, id: ComputerId) -> Result<(), Failure> {
+        loop {
+            let store = &self.inner.store;
+            let begun = store
+                .begin_workflow(id, WorkflowKind::Delete, |record| match record.intended {
+                    None => Ok(()),
+                    Some(kind) => Err(kind),
+                })
+                .await?;
+            match begun {
+                Begin::Begun(workflow) => {
+                    self.inner.hub.notify(id);
+                    let ended = self.run_workflow(workflow).ended().await;
+                    return ended.map_err(|error| Failure::new(ErrorCode::Internal, error));
+                }
+                Begin::Missing => return Err(Failure::computer_not_found()),
+                Begin::Refused(WorkflowKind::Delete) => {
+                    let ended = match self.inner.engine.handle(id) {
+                        Some(handle) => handle.ended().await,
+                        None => Ok(()),
+                    };
+                    return ended.map_err(|error| Failure::new(ErrorCode::Internal, error));
+                }
+                Begin::Refused(_) => match self.inner.engine.cancel(id) {
+                    Some(handle) => drop(handle.ended().await),
+                    // It ended between our two looks; its last transaction may still be on its way.
+                    None => tokio::task::yield_now().await,
+                },
+            }
+        }
+    }
+
+    /// The newest console lines; those of the failure when the computer failed.
+    pub async fn console(&self, record: &ComputerRecord, lines: usize) -> Result<Vec<String>, Failure> {
+        let live = self.inner.launcher.console(record.id, lines).await?;
+        if !live.is_empty() || record.observed != Observed::Failed {
+            return Ok(live);
+        }
+        let kept = &record.failure_console;
+        Ok(kept[kept.len().saturating_sub(lines)..].to_vec())
+    }
+
+    /// Waits until the computer's row or its machine changes, then looks again, until `done` says so.
+    pub async fn wait_until(
+        &self,
+        id: ComputerId,
+        done: impl Fn(&ComputerRecord) -> bool,
+    ) -> Result<ComputerRecord, Failure> {
+        let mut changes = self.inner.hub.subscribe(id);
+        loop {
+            let record = self.record(id).await?;
+            if done(&record) {
+                return Ok(record);
+            }
+            if changes.changed().await.is_err() {
+                changes = self.inner.hub.subscribe(id);
+            }
+        }
+    }
+
+    pub(crate) async fn record(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        self.inner.store.computer(id).await?.ok_or_else(Failure::computer_not_found)
+    }
+
+    async fn begin(
+        &self,
+        id: ComputerId,
+        kind: WorkflowKind,
+        allowed: &[Status],
+        verb: &str,
+    ) -> Result<Handle, Failure> {
+        let begun = self.inner.store.begin_workflow(id, kind, |record| {
+            let now = status(record);
+            if record.intended.is_none() && allowed.contains(&now) { Ok(()) } else { Err(now) }
+        });
+        match begun.await? {
+            Begin::Begun(workflow) => {
+                self.inner.hub.notify(id);
+                Ok(self.run_workflow(workflow))
+            }
+            Begin::Missing => Err(Failure::computer_not_found()),
+            Begin::Refused(now) => {
+                let message = match kind {
+                    WorkflowKind::Restart => "computer must be running to restart".to_owned(),
+                    _ => format!("computer cannot be {verb} from its current status"),
+                };
+                let details = serde_json::json!({ "status": now.as_str() });
+                Err(ApiError::new(ErrorCode::InvalidState, message).with_details(details).into())
+            }
+        }
+    }
+
+    /// The computer as callers see it.
+    pub fn computer_view(&self, record: &ComputerRecord) -> Computer {
+        let urls = &self.inner.config.urls;
+        let status = status(record);
+        Computer {
+            id: record.id,
+            tenant_id: record.tenant_id,
+            owner_user_id: record.owner_user_id,
+            name: record.name.clone(),
+            slug: record.slug.clone(),
+            template_type: record.template_type.clone(),
+            size: record.size,
+            vcpus: record.size.vcpus(),
+            cpu_count: record.size.vcpus(),
+            memory_mb: record.size.memory().0,
+            status,
+            state: status.state().to_owned(),
+            ready: status == Status::Running,
+            vm_id: record.provisioned.then(|| format!("{}-{}", record.id, record.generation)),
+            workspace_id: record.workspace_id,
+            project_id: record.project_id,
+            external_workspace_id: record.external_workspace_id.clone(),
+            external_user_id: record.external_user_id.clone(),
+            external_project_id: record.external_project_id.clone(),
+            sandbox_url: format!("{}://{}.sandbox.{}", urls.scheme, record.slug, urls.domain),
+            desktop_url: self.desktop_url(record),
+            preview_domain: urls.domain.clone(),
+            selected_apps: record.selected_apps.clone(),
+            settings: Map::new(),
+            ai_config: Map::new(),
+            agent_session_id: record.agent_session_id.clone(),
+            agent_status: None,
+            resolution: "1280x720".to_owned(),
+            auto_stop: record.auto_stop,
+            region: Some("local".to_owned()),
+            metadata: record.metadata.clone(),
+            visibility: record.visibility,
+            persistent: true,
+            always_on: false,
+            error: (status == Status::Error).then(|| record.failure.clone()).flatten(),
+            created_at: record.created_at,
+            updated_at: record.updated_at,
+            started_at: record.started_at,
+            ready_at: record.ready_at,
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    if name.chars().count() > LONGEST_NAME {
+        return Err(ApiError::field("name", format!("longer than {LONGEST_NAME} characters")));
+    }
+    if name.chars().any(char::is_control) {
+        return Err(ApiError::field("name", "holds a control character"));
+    }
+    Ok(())
+}
+
+/// Metadata values are text on the wire; numbers, booleans and structures are kept as their JSON.
+fn metadata(map: Option<Map<String, Value>>) -> Result<BTreeMap<String, String>, ApiError> {
+    let text = |value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    let map: BTreeMap<String, String> =
+        map.unwrap_or_default().into_iter().map(|(key, value)| (key, text(value))).collect();
+    let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MOST_METADATA {
+        return Err(ApiError::field("metadata", format!("larger than {MOST_METADATA} bytes")));
+    }
+    Ok(map)
+}
+
+fn filter_id<T: std::str::FromStr>(field: &str, text: Option<&str>) -> Result<Option<T>, ApiError> {
+    text.map(|text| text.parse().map_err(|_| ApiError::field(field, "not a UUID"))).transpose()
+}

@@ -1,0 +1,72 @@
+//! Errors that speak twice: what the caller may read, and what the log keeps.
+
+use std::error::Error;
+
+use roost_api::{ApiError, ErrorCode};
+use roost_launch::LaunchError;
+use roost_store::StoreError;
+
+/// Why a use case failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{public}")]
+pub struct Failure {
+    /// For the caller.
+    pub public: ApiError,
+    /// For the log.
+    #[source]
+    pub source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl Failure {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        ApiError::new(code, message).into()
+    }
+
+    /// Something on our side broke; the caller learns that much.
+    pub fn internal(source: impl Error + Send + Sync + 'static) -> Self {
+        Self {
+            public: ApiError::new(
+                ErrorCode::Internal,
+                "something failed on the server; its log has the details under this request id",
+            ),
+            source: Some(Box::new(source)),
+        }
+    }
+
+    pub(crate) fn computer_not_found() -> Self {
+        Self::new(ErrorCode::NotFound, "computer not found")
+    }
+
+    /// What the guest agent answered, or that it did not.
+    pub(crate) fn from_guest(status: tonic::Status) -> Self {
+        let public = match status.code() {
+            tonic::Code::InvalidArgument | tonic::Code::NotFound | tonic::Code::FailedPrecondition => {
+                ApiError::new(ErrorCode::ValidationFailed, status.message())
+            }
+            _ => ApiError::new(
+                ErrorCode::AgentUnavailable,
+                "the agent inside the computer does not answer; try again, or restart the computer",
+            )
+            .retry_after_ms(1000),
+        };
+        Self { public, source: Some(Box::new(status)) }
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(public: ApiError) -> Self {
+        Self { public, source: None }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(source: StoreError) -> Self {
+        Self::internal(source)
+    }
+}
+
+impl From<LaunchError> for Failure {
+    fn from(source: LaunchError) -> Self {
+        Self::internal(source)
+    }
+}

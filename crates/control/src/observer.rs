@@ -1,0 +1,145 @@
+//! Takes in what machines report, and reconciles what workflows cannot promise.
+//!
+//! One task per machine follows its reports into the database and wakes who waits. At the start of the
+//! control plane [`Control::reconcile`] holds rows, processes and files against each other.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
+
+use futures_util::StreamExt;
+use roost_api::ComputerId;
+use roost_launch::{MachineState, Report};
+use roost_store::{Desired, Observed, WorkflowKind};
+use tokio::task::AbortHandle;
+
+use crate::workflow::observed;
+use crate::{Control, Failure};
+
+const VANISHED: &str = "the machine process ended without a word (it was killed, or the host restarted); \
+                        start the computer again: its disk is kept";
+
+#[derive(Debug, Default)]
+pub(crate) struct Observers {
+    tasks: Mutex<HashMap<ComputerId, AbortHandle>>,
+}
+
+impl Observers {
+    pub(crate) fn forget(&self, computer: ComputerId) {
+        let task = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer);
+        if let Some(task) = task {
+            task.abort();
+        }
+    }
+}
+
+impl Control {
+    /// Follows the computer's machine from now on, instead of an earlier one.
+    pub(crate) fn observe(&self, computer: ComputerId) {
+        let control = self.clone();
+        let task = tokio::spawn(async move {
+            let mut states = control.inner.launcher.watch(computer);
+            while let Some(state) = states.next().await {
+                control.take_in(computer, &state).await;
+            }
+        });
+        let tasks = &self.inner.observers.tasks;
+        let older = tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(computer, task.abort_handle());
+        if let Some(older) = older {
+            older.abort();
+        }
+    }
+
+    async fn take_in(&self, computer: ComputerId, state: &MachineState) {
+        tracing::info!(%computer, generation = state.generation, report = report_name(&state.report), "machine");
+        let none: &[String] = &[];
+        let failure = match &state.report {
+            Report::Failed { reason, console } => Some((reason.as_str(), console.as_slice())),
+            Report::Vanished => Some((VANISHED, none)),
+            Report::Preparing | Report::Booting | Report::Running | Report::Stopping | Report::Stopped => None,
+        };
+        let store = &self.inner.store;
+        let recorded = store.observe(computer, state.generation, observed(&state.report), failure).await;
+        if let Err(error) = recorded {
+            tracing::error!(%computer, error = &error as &dyn std::error::Error, "failed to record a report");
+        }
+        if state.report.is_final() {
+            self.inner.guests.forget(computer);
+        }
+        // It turned itself off: that is now what is wanted. Not while a workflow is at work, which knows.
+        if state.report == Report::Stopped
+            && let Err(error) = store.settle(computer, Desired::Running, Desired::Stopped).await
+        {
+            tracing::error!(%computer, error = &error as &dyn std::error::Error, "failed to record a shutdown");
+        }
+        self.inner.hub.notify(computer);
+    }
+
+    /// Brings rows, processes and files together after a start of the control plane.
+    pub(crate) async fn reconcile(&self) -> Result<(), Failure> {
+        let store = &self.inner.store;
+        let launcher = &self.inner.launcher;
+        let mut known = HashSet::new();
+        for record in store.all_computers().await? {
+            let computer = record.id;
+            known.insert(computer);
+            if record.intended.is_some() {
+                continue; // its workflow is resumed below
+            }
+            let found = launcher.watch(computer).next().await;
+            let alive = found.as_ref().is_some_and(|state| !state.report.is_final());
+            match record.desired {
+                Desired::Running if alive => self.observe(computer),
+                Desired::Running => {
+                    let vanished = found.as_ref().is_none_or(|state| state.report == Report::Vanished);
+                    if vanished && record.observed != Observed::Failed {
+                        // The host lost its processes. What is on the disk is what there is.
+                        tracing::warn!(%computer, "no machine process was found; the computer is stopped");
+                        store.observe(computer, record.generation, Observed::Absent, None).await?;
+                        store.settle(computer, Desired::Running, Desired::Stopped).await?;
+                    } else if let Some(state) = found {
+                        self.take_in(computer, &state).await;
+                    }
+                }
+                Desired::Stopped if alive => {
+                    tracing::warn!(%computer, "a machine runs that should be stopped; it is ended");
+                    launcher.end(computer).await?;
+                    store.observe(computer, record.generation, Observed::Stopped, None).await?;
+                }
+                Desired::Stopped => {}
+                Desired::Deleted => {
+                    if let roost_store::Begin::Begun(workflow) = store
+                        .begin_workflow(computer, WorkflowKind::Delete, |_| Ok::<(), Failure>(()))
+                        .await?
+                    {
+                        drop(self.run_workflow(workflow));
+                    }
+                }
+            }
+        }
+        for workflow in store.active_workflows().await? {
+            tracing::info!(computer = %workflow.computer, kind = workflow.kind.as_str(), "resuming a workflow");
+            known.insert(workflow.computer);
+            drop(self.run_workflow(workflow));
+        }
+        for orphan in launcher.present().await? {
+            if !known.contains(&orphan) {
+                tracing::warn!(computer = %orphan, "removing what is left of a computer that does not exist");
+                launcher.end(orphan).await?;
+                launcher.remove(orphan).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn report_name(report: &Report) -> &'static str {
+    match report {
+        Report::Preparing => "preparing",
+        Report::Booting => "booting",
+        Report::Running => "running",
+        Report::Stopping => "stopping",
+        Report::Stopped => "stopped",
+        Report::Failed { .. } => "failed",
+        Report::Vanished => "vanished",
+    }
+}

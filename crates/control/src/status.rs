@@ -1,0 +1,86 @@
+//! The public status: a pure function of desired, intended and observed.
+
+use roost_api::Status;
+use roost_store::{ComputerRecord, Desired, Observed, WorkflowKind};
+
+/// The status of a computer's row.
+pub fn status(record: &ComputerRecord) -> Status {
+    of(record.desired, record.intended, record.observed)
+}
+
+/// While a workflow is at work, its purpose is the status; otherwise the wish is held against what is so.
+pub fn of(desired: Desired, intended: Option<WorkflowKind>, observed: Observed) -> Status {
+    match (intended, desired, observed) {
+        (Some(WorkflowKind::Create), _, _) => Status::Provisioning,
+        (Some(WorkflowKind::Start | WorkflowKind::Restart), _, _) => Status::Starting,
+        (Some(WorkflowKind::Stop), _, _) => Status::Stopping,
+        (Some(WorkflowKind::Delete), _, _) | (None, Desired::Deleted, _) => Status::Destroying,
+
+        (None, Desired::Running, Observed::Running) => Status::Running,
+        // It rebooted itself.
+        (None, Desired::Running, Observed::Preparing | Observed::Booting) => Status::Starting,
+        // It is turning itself off; the observer then changes the wish.
+        (None, Desired::Running, Observed::Stopping) => Status::Stopping,
+        (None, Desired::Running, Observed::Stopped) => Status::Stopped,
+        (None, Desired::Running, Observed::Failed | Observed::Absent) => Status::Error,
+
+        // However it came to its end, it is off and its disk is kept.
+        (None, Desired::Stopped, Observed::Stopped | Observed::Failed | Observed::Absent) => Status::Stopped,
+        // A process that should not be there; the observer is ending it.
+        (
+            None,
+            Desired::Stopped,
+            Observed::Preparing | Observed::Booting | Observed::Running | Observed::Stopping,
+        ) => Status::Stopping,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The whole table, so that a change of any cell is seen in review.
+    #[test]
+    fn every_combination() {
+        use Observed::{Absent, Booting, Failed, Preparing, Running, Stopped, Stopping};
+        let idle = |desired, observed| of(desired, None, observed);
+        for observed in Observed::ALL.iter().copied() {
+            for desired in Desired::ALL.iter().copied() {
+                assert_eq!(of(desired, Some(WorkflowKind::Create), observed), Status::Provisioning);
+                assert_eq!(of(desired, Some(WorkflowKind::Start), observed), Status::Starting);
+                assert_eq!(of(desired, Some(WorkflowKind::Restart), observed), Status::Starting);
+                assert_eq!(of(desired, Some(WorkflowKind::Stop), observed), Status::Stopping);
+                assert_eq!(of(desired, Some(WorkflowKind::Delete), observed), Status::Destroying);
+            }
+            assert_eq!(idle(Desired::Deleted, observed), Status::Destroying);
+        }
+        let table = [
+            (Absent, Status::Error, Status::Stopped),
+            (Preparing, Status::Starting, Status::Stopping),
+            (Booting, Status::Starting, Status::Stopping),
+            (Running, Status::Running, Status::Stopping),
+            (Stopping, Status::Stopping, Status::Stopping),
+            (Stopped, Status::Stopped, Status::Stopped),
+            (Failed, Status::Error, Status::Stopped),
+        ];
+        assert_eq!(table.len(), Observed::ALL.len());
+        for (observed, when_running_is_desired, when_stopped_is_desired) in table {
+            assert_eq!(idle(Desired::Running, observed), when_running_is_desired, "{observed:?}");
+            assert_eq!(idle(Desired::Stopped, observed), when_stopped_is_desired, "{observed:?}");
+        }
+    }
+
+    /// `running` promises a machine that was seen running and that nobody is about to change.
+    #[test]
+    fn running_is_never_a_guess() {
+        for intended in WorkflowKind::ALL.iter().copied().map(Some).chain([None]) {
+            for desired in Desired::ALL.iter().copied() {
+                for observed in Observed::ALL.iter().copied() {
+                    if of(desired, intended, observed) == Status::Running {
+                        assert_eq!((intended, desired, observed), (None, Desired::Running, Observed::Running));
+                    }
+                }
+            }
+        }
+    }
+}

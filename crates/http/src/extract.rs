@@ -1,0 +1,137 @@
+//! Reading requests, in the order the API promises to check: credential, id, existence, state, body.
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use roost_api::{ApiError, ComputerId, ErrorCode};
+use roost_control::{Caller, ComputerRecord};
+use serde::de::DeserializeOwned;
+
+use crate::App;
+use crate::envelope::Refusal;
+
+/// The largest JSON body.
+const MOST_BODY: usize = 1024 * 1024;
+/// How much more is read and thrown away, so that a client that is still sending gets to see the refusal.
+const MOST_DRAINED: usize = 64 * 1024 * 1024;
+
+/// The caller of an API route.
+#[derive(Debug)]
+pub(crate) struct Auth(pub Caller);
+
+impl FromRequestParts<App> for Auth {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        Ok(Self(app.control.authenticate(bearer(&parts.headers)).await?))
+    }
+}
+
+/// A computer the caller may use, named by `{id}` in the path.
+#[derive(Debug)]
+pub(crate) struct Target(pub ComputerRecord);
+
+impl FromRequestParts<App> for Target {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let id = path_id(parts, app).await?;
+        Ok(Self(app.control.get(&caller, id).await?))
+    }
+}
+
+pub(crate) async fn path_id(parts: &mut Parts, app: &App) -> Result<ComputerId, Refusal> {
+    let invalid = || ApiError::new(ErrorCode::InvalidId, "invalid computer id");
+    let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app).await;
+    let Path(values) = path.map_err(|_| invalid())?;
+    let id = values.get("id").ok_or_else(invalid)?.parse().map_err(|_| invalid())?;
+    Ok(id)
+}
+
+/// The `Authorization: Bearer` credential.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, credential) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| credential.trim())
+}
+
+/// The bytes of a body, whole and bounded. They become a value with [`RawBody::parse`], which comes after
+/// the state checks.
+#[derive(Debug)]
+pub(crate) struct RawBody(Bytes);
+
+impl FromRequest<App> for RawBody {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, _app: &App) -> Result<Self, Refusal> {
+        Ok(Self(read(request.into_body()).await?))
+    }
+}
+
+async fn read(body: Body) -> Result<Bytes, Refusal> {
+    let mut stream = body.into_data_stream();
+    let mut bytes = BytesMut::new();
+    let mut length = 0;
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| {
+            ApiError::new(ErrorCode::InvalidJson, format!("the body could not be read: {error}"))
+        })?;
+        length += piece.len();
+        if length <= MOST_BODY {
+            bytes.extend_from_slice(&piece);
+        } else {
+            bytes = BytesMut::new();
+        }
+        if length > MOST_DRAINED {
+            break;
+        }
+    }
+    if length > MOST_BODY {
+        let message = format!("the body is larger than {MOST_BODY} bytes");
+        return Err(ApiError::new(ErrorCode::TooLarge, message).into());
+    }
+    Ok(bytes.freeze())
+}
+
+impl RawBody {
+    /// The JSON value; an empty body and the literal `null` are an empty object.
+    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        let trimmed = self.0.trim_ascii();
+        let text: &[u8] = if trimmed.is_empty() || trimmed == b"null" { b"{}" } else { trimmed };
+        let deserializer = &mut serde_json::Deserializer::from_slice(text);
+        serde_path_to_error::deserialize(deserializer).map_err(|error| {
+            let path = error.path().to_string();
+            let error = error.into_inner();
+            if error.is_data() {
+                let field = missing_field(&error).unwrap_or(if path == "." { "body".to_owned() } else { path });
+                return ApiError::field(&field, error.to_string());
+            }
+            ApiError::new(ErrorCode::InvalidJson, format!("the body is not valid JSON: {error}"))
+        })
+    }
+}
+
+/// serde names a missing field only in its text.
+fn missing_field(error: &serde_json::Error) -> Option<String> {
+    let text = error.to_string();
+    let (name, _) = text.strip_prefix("missing field `")?.split_once('`')?;
+    Some(name.to_owned())
+}
+
+/// Query parameters; a wrong one is 422 like a wrong field.
+#[derive(Debug)]
+pub(crate) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Query<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _app: &App) -> Result<Self, Refusal> {
+        let query = axum::extract::Query::<T>::try_from_uri(&parts.uri)
+            .map_err(|error| ApiError::field("query", error.body_text()))?;
+        Ok(Self(query.0))
+    }
+}

@@ -1,0 +1,123 @@
+//! The web pages, built from `web/` and embedded in the binary; `/health` and `/openapi.json`.
+
+use axum::Json;
+use axum::Router;
+use axum::extract::{FromRequestParts, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use roost_api::{ApiError, ComputerId, DesktopSession, ErrorCode};
+use rust_embed::RustEmbed;
+
+use crate::App;
+use crate::envelope::Refusal;
+use crate::extract::{bearer, path_id};
+use crate::routes::server::health;
+
+#[derive(RustEmbed)]
+#[folder = "../../web/dist"]
+struct Files;
+
+pub(crate) fn router(openapi: String) -> Router<App> {
+    let openapi = move || {
+        let openapi = openapi.clone();
+        async move { ([(header::CONTENT_TYPE, "application/json")], openapi) }
+    };
+    Router::new()
+        .route("/health", get(health))
+        .route("/openapi.json", get(openapi))
+        .route("/", get(start_page))
+        .route("/assets/{*path}", get(asset))
+        .route("/favicon.svg", get(|| async { page("favicon.svg") }))
+        .route("/desktop/index.html", get(|| async { page("desktop/index.html") }))
+        .route("/desktop/session", get(session_by_host))
+        .route("/desktop/{id}/index.html", get(|| async { page("desktop/index.html") }))
+        .route("/desktop/{id}/session", get(session_by_path))
+}
+
+/// On a computer's own host name its desktop is the start page.
+async fn start_page(State(app): State<App>, headers: HeaderMap) -> Response {
+    if slug(&app, &headers).is_some() {
+        return Redirect::temporary("/desktop/index.html").into_response();
+    }
+    page("index.html")
+}
+
+async fn asset(Path(path): Path<String>) -> Response {
+    let mut response = page(&format!("assets/{path}"));
+    if response.status().is_success() {
+        // The names of assets hold a hash of their content.
+        let forever = HeaderValue::from_static("public, max-age=31536000, immutable");
+        response.headers_mut().insert(header::CACHE_CONTROL, forever);
+    }
+    response
+}
+
+fn page(name: &str) -> Response {
+    let Some(file) = Files::get(name) else {
+        let message = format!("there is no page {name}");
+        return Refusal::from(ApiError::new(ErrorCode::NotFound, message)).into_response();
+    };
+    let mime = match name.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("html") => "text/html; charset=utf-8",
+        Some("js") => "text/javascript; charset=utf-8",
+        Some("css") => "text/css; charset=utf-8",
+        Some("svg") => "image/svg+xml",
+        Some("png") => "image/png",
+        Some("woff2") => "font/woff2",
+        Some("json") => "application/json",
+        _ => "application/octet-stream",
+    };
+    let headers = [
+        (header::CONTENT_TYPE, mime),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data: blob:; \
+             style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'",
+        ),
+    ];
+    (StatusCode::OK, headers, file.data).into_response()
+}
+
+async fn session_by_host(State(app): State<App>, headers: HeaderMap) -> Result<Json<DesktopSession>, Refusal> {
+    let slug = slug(&app, &headers).ok_or_else(|| {
+        ApiError::new(ErrorCode::NotFound, "this host name belongs to no computer; use /desktop/{id}/index.html")
+    })?;
+    // Without a valid token nobody learns which names exist.
+    let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
+    let record = app.control.computer_by_slug(&slug).await?;
+    session(&app, record.id, access, record)
+}
+
+async fn session_by_path(State(app): State<App>, request: Request) -> Result<Json<DesktopSession>, Refusal> {
+    let (mut parts, _) = request.into_parts();
+    let id: ComputerId = path_id(&mut parts, &app).await?;
+    let headers = HeaderMap::from_request_parts(&mut parts, &app).await.unwrap_or_default();
+    let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
+    let record = app.control.authorize_stream(id, bearer(&headers), None).await?;
+    session(&app, id, access, record)
+}
+
+fn session(
+    app: &App,
+    id: ComputerId,
+    access: roost_control::StreamAccess,
+    record: roost_control::ComputerRecord,
+) -> Result<Json<DesktopSession>, Refusal> {
+    if access.computer != id {
+        return Err(ApiError::new(ErrorCode::InvalidToken, "the stream token is for another computer").into());
+    }
+    Ok(Json(app.control.desktop_session(&record, access)))
+}
+
+/// The slug in `{slug}.computer.{domain}`.
+fn slug(app: &App, headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(header::HOST)?.to_str().ok()?.to_ascii_lowercase();
+    let without_port = |text: &str| text.rsplit_once(':').map_or(text.to_owned(), |(name, _)| name.to_owned());
+    let domain = without_port(&app.domain);
+    let slug = without_port(&host).strip_suffix(&format!(".computer.{domain}"))?.to_owned();
+    (!slug.is_empty()).then_some(slug)
+}

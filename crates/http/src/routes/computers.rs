@@ -1,0 +1,153 @@
+//! Computers: CRUD and lifecycle.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use roost_api::{
+    ApiError, Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted,
+    ErrorBody, ListComputers, Readiness, UpdateComputer,
+};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::App;
+use crate::envelope::Refusal;
+use crate::extract::{Auth, Query, RawBody, Target};
+
+pub(crate) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get, patch, put, delete))
+        .routes(routes!(start))
+        .routes(routes!(stop))
+        .routes(routes!(restart))
+        .routes(routes!(readiness))
+        .routes(routes!(logs))
+}
+
+/// Create a computer and begin its provisioning
+#[utoipa::path(post, path = "/computers", tag = "computers", params(CreateQuery), request_body = CreateComputer,
+    responses(
+        (status = 201, body = Computer, headers(("x-miosa-wait-outcome" = String,
+            description = "`ready` or `timeout`, where `wait` was asked for"))),
+        (status = "default", body = ErrorBody)
+    ))]
+async fn create(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Query(query): Query<CreateQuery>,
+    body: RawBody,
+) -> Result<(StatusCode, HeaderMap, Json<Computer>), Refusal> {
+    let wait = query.wait.as_deref().map(wait_budget).transpose()?.flatten();
+    let created = app.control.create(&caller, body.parse()?).await?;
+    let mut headers = HeaderMap::new();
+    let mut record = created.record.clone();
+    if let Some(budget) = wait {
+        let ended = tokio::time::timeout(budget, created.ended()).await;
+        record = app.control.get(&caller, record.id).await?;
+        let outcome = if ended.is_ok() { "ready" } else { "timeout" };
+        headers.insert("x-miosa-wait-outcome", HeaderValue::from_static(outcome));
+    }
+    Ok((StatusCode::CREATED, headers, Json(app.control.computer_view(&record))))
+}
+
+fn wait_budget(text: &str) -> Result<Option<Duration>, ApiError> {
+    match text {
+        "true" => Ok(Some(Duration::from_secs(30))),
+        "" | "false" => Ok(None),
+        seconds => match seconds.parse::<u64>() {
+            Ok(seconds) => Ok(Some(Duration::from_secs(seconds.clamp(2, 120)))),
+            Err(_) => Err(ApiError::field("wait", "neither true, false nor a number of seconds")),
+        },
+    }
+}
+
+/// List the computers of the caller's tenant
+#[utoipa::path(get, path = "/computers", tag = "computers", params(ListComputers),
+    responses((status = 200, body = ComputerList), (status = "default", body = ErrorBody)))]
+async fn list(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Query(query): Query<ListComputers>,
+) -> Result<Json<ComputerList>, Refusal> {
+    Ok(Json(app.control.list(&caller, &query).await?))
+}
+
+/// Read a computer
+#[utoipa::path(get, path = "/computers/{id}", tag = "computers", params(("id" = String, Path)),
+    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+async fn get(State(app): State<App>, Target(record): Target) -> Json<Computer> {
+    Json(app.control.computer_view(&record))
+}
+
+/// Change a computer
+#[utoipa::path(patch, path = "/computers/{id}", tag = "computers", params(("id" = String, Path)),
+    request_body = UpdateComputer,
+    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+async fn patch(State(app): State<App>, Target(record): Target, body: RawBody) -> Result<Json<Computer>, Refusal> {
+    let record = app.control.update(record.id, body.parse()?).await?;
+    Ok(Json(app.control.computer_view(&record)))
+}
+
+/// Change a computer (the same as PATCH)
+#[utoipa::path(put, path = "/computers/{id}", tag = "computers", params(("id" = String, Path)),
+    request_body = UpdateComputer,
+    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+async fn put(state: State<App>, target: Target, body: RawBody) -> Result<Json<Computer>, Refusal> {
+    patch(state, target, body).await
+}
+
+/// Destroy a computer with its disk, for good
+#[utoipa::path(delete, path = "/computers/{id}", tag = "computers", params(("id" = String, Path)),
+    responses((status = 200, body = Deleted), (status = "default", body = ErrorBody)))]
+async fn delete(State(app): State<App>, Target(record): Target) -> Result<Json<Deleted>, Refusal> {
+    app.control.delete(record.id).await?;
+    Ok(Json(Deleted { id: record.id, deleted: true }))
+}
+
+/// Start a stopped or failed computer; answers when it runs
+#[utoipa::path(post, path = "/computers/{id}/start", tag = "computers", params(("id" = String, Path)),
+    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+async fn start(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
+    let record = app.control.start_computer(record.id).await?;
+    Ok(Json(app.control.computer_view(&record)))
+}
+
+/// Stop a running computer; answers when it is off. The disk is kept
+#[utoipa::path(post, path = "/computers/{id}/stop", tag = "computers", params(("id" = String, Path)),
+    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+async fn stop(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
+    let record = app.control.stop(record.id).await?;
+    Ok(Json(app.control.computer_view(&record)))
+}
+
+/// Reboot a running computer; answers when it runs again
+#[utoipa::path(post, path = "/computers/{id}/restart", tag = "computers", params(("id" = String, Path)),
+    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+async fn restart(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
+    let record = app.control.restart(record.id).await?;
+    Ok(Json(app.control.computer_view(&record)))
+}
+
+/// Whether a computer can be used now
+#[utoipa::path(get, path = "/computers/{id}/readiness", tag = "computers", params(("id" = String, Path)),
+    responses((status = 200, body = Readiness), (status = "default", body = ErrorBody)))]
+async fn readiness(State(app): State<App>, Target(record): Target) -> Json<Readiness> {
+    let view = app.control.computer_view(&record);
+    Json(Readiness { ready: view.ready, status: view.status, state: view.state })
+}
+
+/// The newest lines of the computer's console
+#[utoipa::path(get, path = "/computers/{id}/logs", tag = "computers", params(("id" = String, Path), ConsoleQuery),
+    responses((status = 200, body = ConsoleLines), (status = "default", body = ErrorBody)))]
+async fn logs(
+    State(app): State<App>,
+    Target(record): Target,
+    Query(query): Query<ConsoleQuery>,
+) -> Result<Json<ConsoleLines>, Refusal> {
+    let count = usize::try_from(query.lines.unwrap_or(100).clamp(1, 1000)).unwrap_or(1000);
+    let lines = app.control.console(&record, count).await?;
+    Ok(Json(ConsoleLines { computer_id: record.id, lines }))
+}

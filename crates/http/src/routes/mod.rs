@@ -1,0 +1,7 @@
+//! One file per resource.
+
+pub(crate) mod computers;
+pub(crate) mod connection;
+pub(crate) mod desktop;
+pub(crate) mod exec;
+pub(crate) mod server;

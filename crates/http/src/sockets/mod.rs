@@ -1,0 +1,26 @@
+//! WebSockets. Credentials are checked before the upgrade; a refusal is an ordinary HTTP answer.
+
+pub(crate) mod exec;
+mod utf8;
+pub(crate) mod vnc;
+
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::http::request::Parts;
+use roost_api::{ApiError, ErrorCode};
+
+use crate::App;
+use crate::envelope::Refusal;
+
+/// How often an idle connection is pinged, so that proxies between keep it open.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// The upgrade of a request, or 426 for a request that asks for none.
+async fn upgrade(parts: &mut Parts, app: &App) -> Result<WebSocketUpgrade, Refusal> {
+    WebSocketUpgrade::from_request_parts(parts, app).await.map_err(|error| {
+        let message = format!("this route speaks WebSocket: {}", error.body_text());
+        ApiError::new(ErrorCode::UpgradeRequired, message).into()
+    })
+}

@@ -1,0 +1,273 @@
+//! Computers: rows, filters, changes and what machines report.
+
+use std::collections::BTreeMap;
+
+use roost_api::{ComputerId, ProjectId, Size, TenantId, Timestamp, UserId, Visibility, WorkspaceId};
+use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+
+use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
+use crate::workflows::insert_workflow;
+use crate::{Store, StoreError};
+
+/// Every column, and the workflow at work as `intended`.
+const SELECT: &str = "SELECT c.*, w.kind AS intended FROM computers c
+     LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
+
+#[derive(Debug, Clone)]
+pub struct NewComputer {
+    pub id: ComputerId,
+    pub tenant_id: TenantId,
+    pub owner_user_id: UserId,
+    pub workspace_id: WorkspaceId,
+    pub project_id: ProjectId,
+    pub name: String,
+    /// What the slug should be; a suffix is added when it is taken.
+    pub slug: String,
+    pub template_type: String,
+    pub template_digest: String,
+    pub size: Size,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+    pub selected_apps: Vec<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub visibility: Visibility,
+}
+
+/// Filters of a list; they combine with AND.
+#[derive(Debug, Clone, Default)]
+pub struct ComputerFilter {
+    pub workspace: Option<WorkspaceId>,
+    pub project: Option<ProjectId>,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+    /// Part of a name, slug or id.
+    pub search: Option<String>,
+}
+
+/// What a user may change on a computer; `None` leaves a field as it is.
+#[derive(Debug, Clone, Default)]
+pub struct ComputerChange {
+    pub name: Option<String>,
+    pub agent_session_id: Option<Option<String>>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub visibility: Option<Visibility>,
+}
+
+impl Store {
+    /// Inserts the computer and begins its `create` workflow in one transaction, so that there is never one
+    /// without the other.
+    pub async fn insert_computer(
+        &self,
+        new: &NewComputer,
+    ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
+        let mut tx = self.write().await?;
+        let slug = free_slug(&mut tx, &new.slug).await?;
+        let now = Timestamp::now().as_micros();
+        sqlx::query(
+            "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
+                 template_type, template_digest, size, external_workspace_id, external_user_id,
+                 external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
+                 provisioned, observed, failure_console, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 'running', 1,
+                 0, 'absent', '[]', $17, $17)",
+        )
+        .bind(new.id.to_string())
+        .bind(new.tenant_id.to_string())
+        .bind(new.owner_user_id.to_string())
+        .bind(new.workspace_id.to_string())
+        .bind(new.project_id.to_string())
+        .bind(&new.name)
+        .bind(&slug)
+        .bind(&new.template_type)
+        .bind(&new.template_digest)
+        .bind(new.size.as_str())
+        .bind(&new.external_workspace_id)
+        .bind(&new.external_user_id)
+        .bind(&new.external_project_id)
+        .bind(json(&new.selected_apps)?)
+        .bind(json(&new.metadata)?)
+        .bind(new.visibility.as_str())
+        .bind(now)
+        .execute(&mut *tx)
+        .await?;
+        let workflow = insert_workflow(&mut tx, new.id, WorkflowKind::Create, 1).await?;
+        let record = load(&mut tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
+        tx.commit().await?;
+        Ok((record, workflow))
+    }
+
+    pub async fn computer(&self, id: ComputerId) -> Result<Option<ComputerRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(" WHERE c.id = ").push_bind(id.to_string());
+        let row = query.build().fetch_optional(&self.pool).await?;
+        row.as_ref().map(ComputerRecord::from_row).transpose()
+    }
+
+    pub async fn computer_by_slug(&self, slug: &str) -> Result<Option<ComputerRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(" WHERE c.slug = ").push_bind(slug);
+        let row = query.build().fetch_optional(&self.pool).await?;
+        row.as_ref().map(ComputerRecord::from_row).transpose()
+    }
+
+    /// All computers, of every tenant; for reconciling.
+    pub async fn all_computers(&self) -> Result<Vec<ComputerRecord>, StoreError> {
+        let rows = QueryBuilder::<Sqlite>::new(SELECT).build().fetch_all(&self.pool).await?;
+        rows.iter().map(ComputerRecord::from_row).collect()
+    }
+
+    /// The tenant's computers that match, newest first.
+    pub async fn computers(
+        &self,
+        tenant: TenantId,
+        filter: &ComputerFilter,
+    ) -> Result<Vec<ComputerRecord>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        query.push(" WHERE c.tenant_id = ").push_bind(tenant.to_string());
+        let equal = [
+            (" AND c.workspace_id = ", filter.workspace.map(|id| id.to_string())),
+            (" AND c.project_id = ", filter.project.map(|id| id.to_string())),
+            (" AND c.external_workspace_id = ", filter.external_workspace_id.clone()),
+            (" AND c.external_user_id = ", filter.external_user_id.clone()),
+            (" AND c.external_project_id = ", filter.external_project_id.clone()),
+        ];
+        for (condition, value) in equal {
+            if let Some(value) = value {
+                query.push(condition).push_bind(value);
+            }
+        }
+        if let Some(text) = &filter.search {
+            let pattern = format!("%{}%", escape_like(text));
+            query.push(" AND (c.name LIKE ").push_bind(pattern.clone());
+            query.push(" ESCAPE '\\' OR c.slug LIKE ").push_bind(pattern.clone());
+            query.push(" ESCAPE '\\' OR c.id LIKE ").push_bind(pattern).push(" ESCAPE '\\')");
+        }
+        query.push(" ORDER BY c.created_at DESC, c.id DESC");
+        let rows = query.build().fetch_all(&self.pool).await?;
+        rows.iter().map(ComputerRecord::from_row).collect()
+    }
+
+    pub async fn change_computer(
+        &self,
+        id: ComputerId,
+        change: &ComputerChange,
+    ) -> Result<Option<ComputerRecord>, StoreError> {
+        let mut tx = self.write().await?;
+        let mut query = QueryBuilder::<Sqlite>::new("UPDATE computers SET updated_at = ");
+        query.push_bind(Timestamp::now().as_micros());
+        if let Some(name) = &change.name {
+            query.push(", name = ").push_bind(name);
+        }
+        if let Some(session) = &change.agent_session_id {
+            query.push(", agent_session_id = ").push_bind(session);
+        }
+        if let Some(metadata) = &change.metadata {
+            query.push(", metadata = ").push_bind(json(metadata)?);
+        }
+        if let Some(visibility) = change.visibility {
+            query.push(", visibility = ").push_bind(visibility.as_str());
+        }
+        query.push(" WHERE id = ").push_bind(id.to_string());
+        query.build().execute(&mut *tx).await?;
+        let record = load(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(record)
+    }
+
+    /// Records what the machine of `generation` reported. An older generation loses: false.
+    pub async fn observe(
+        &self,
+        id: ComputerId,
+        generation: u64,
+        observed: Observed,
+        failure: Option<(&str, &[String])>,
+    ) -> Result<bool, StoreError> {
+        let (reason, console) = match failure {
+            Some((reason, console)) => (Some(reason), Some(json(&console)?)),
+            None => (None, None),
+        };
+        let changed = sqlx::query(
+            "UPDATE computers SET observed = $1, failure = COALESCE($2, failure),
+                 failure_console = COALESCE($3, failure_console), updated_at = $4
+             WHERE id = $5 AND generation = $6 AND (observed <> $1 OR $2 IS NOT NULL)",
+        )
+        .bind(observed.as_str())
+        .bind(reason)
+        .bind(console)
+        .bind(Timestamp::now().as_micros())
+        .bind(id.to_string())
+        .bind(signed(generation)?)
+        .execute(&self.pool)
+        .await?;
+        Ok(changed.rows_affected() > 0)
+    }
+
+    /// Changes what is wanted of a computer nobody is working on; what reconcilers use when a guest turned
+    /// itself off or the host lost all its processes.
+    pub async fn settle(&self, id: ComputerId, from: Desired, to: Desired) -> Result<bool, StoreError> {
+        let changed = sqlx::query(
+            "UPDATE computers SET desired = $1, updated_at = $2 WHERE id = $3 AND desired = $4
+                 AND NOT EXISTS (SELECT 1 FROM workflows WHERE computer_id = $3 AND finished_at IS NULL)",
+        )
+        .bind(to.as_str())
+        .bind(Timestamp::now().as_micros())
+        .bind(id.to_string())
+        .bind(from.as_str())
+        .execute(&self.pool)
+        .await?;
+        Ok(changed.rows_affected() > 0)
+    }
+
+    /// Removes the row. Its finished workflows go with it; the running one is the caller's.
+    pub async fn remove_computer(&self, id: ComputerId) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        sqlx::query("DELETE FROM workflows WHERE computer_id = $1 AND finished_at IS NOT NULL")
+            .bind(id.to_string())
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM computers WHERE id = $1").bind(id.to_string()).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+pub(crate) async fn load(
+    tx: &mut Transaction<'static, Sqlite>,
+    id: ComputerId,
+) -> Result<Option<ComputerRecord>, StoreError> {
+    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    query.push(" WHERE c.id = ").push_bind(id.to_string());
+    let row = query.build().fetch_optional(&mut **tx).await?;
+    row.as_ref().map(ComputerRecord::from_row).transpose()
+}
+
+async fn free_slug(tx: &mut Transaction<'static, Sqlite>, wanted: &str) -> Result<String, StoreError> {
+    let rows = sqlx::query("SELECT slug FROM computers WHERE slug = $1 OR slug LIKE $2")
+        .bind(wanted)
+        .bind(format!("{wanted}-%"))
+        .fetch_all(&mut **tx)
+        .await?;
+    let mut taken = std::collections::HashSet::new();
+    for row in &rows {
+        taken.insert(row.try_get::<String, _>("slug")?);
+    }
+    if !taken.contains(wanted) {
+        return Ok(wanted.to_owned());
+    }
+    let free = (2u32..).map(|n| format!("{wanted}-{n}")).find(|slug| !taken.contains(slug));
+    free.ok_or_else(|| StoreError::Corrupt { what: format!("no free slug for {wanted:?}") })
+}
+
+pub(crate) fn json<T: serde::Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::Corrupt { what: error.to_string() })
+}
+
+pub(crate) fn signed(value: u64) -> Result<i64, StoreError> {
+    i64::try_from(value).map_err(|_| StoreError::Corrupt { what: format!("number {value}") })
+}
+
+fn escape_like(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+}

@@ -1,0 +1,178 @@
+//! Durable workflows: which are at work, how far they are, how they ended.
+
+use roost_api::{ComputerId, Timestamp, WorkflowId};
+use sqlx::{Sqlite, Transaction};
+
+use crate::computers::{load, signed};
+use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
+use crate::{Store, StoreError};
+
+/// How [`Store::begin_workflow`] went.
+#[derive(Debug)]
+pub enum Begin<E> {
+    Begun(WorkflowRecord),
+    /// There is no such computer.
+    Missing,
+    /// The guard said no.
+    Refused(E),
+}
+
+/// How a workflow ended, and what the computer's row takes over from it.
+#[derive(Debug, Clone)]
+pub enum Finish {
+    Done,
+    Failed(String),
+}
+
+impl Store {
+    /// Begins a workflow on a computer if `guard` allows it on the row as it is now. Guard, new desired
+    /// state, new generation and workflow row are one transaction.
+    pub async fn begin_workflow<E>(
+        &self,
+        computer: ComputerId,
+        kind: WorkflowKind,
+        guard: impl FnOnce(&ComputerRecord) -> Result<(), E>,
+    ) -> Result<Begin<E>, StoreError> {
+        let mut tx = self.write().await?;
+        let Some(record) = load(&mut tx, computer).await? else {
+            return Ok(Begin::Missing);
+        };
+        if let Err(refusal) = guard(&record) {
+            return Ok(Begin::Refused(refusal));
+        }
+        let desired = match kind {
+            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => Desired::Running,
+            WorkflowKind::Stop => Desired::Stopped,
+            WorkflowKind::Delete => Desired::Deleted,
+        };
+        // A new generation belongs to a new machine process; stopping speaks to the one there is.
+        let (generation, observed) = match kind {
+            WorkflowKind::Create | WorkflowKind::Start => (record.generation + 1, Observed::Absent),
+            WorkflowKind::Restart => (record.generation + 1, record.observed),
+            WorkflowKind::Stop | WorkflowKind::Delete => (record.generation, record.observed),
+        };
+        sqlx::query(
+            "UPDATE computers SET desired = $1, generation = $2, observed = $3, failure = NULL,
+                 failure_console = '[]', updated_at = $4 WHERE id = $5",
+        )
+        .bind(desired.as_str())
+        .bind(signed(generation)?)
+        .bind(observed.as_str())
+        .bind(Timestamp::now().as_micros())
+        .bind(computer.to_string())
+        .execute(&mut *tx)
+        .await?;
+        let workflow = insert_workflow(&mut tx, computer, kind, generation).await?;
+        tx.commit().await?;
+        Ok(Begin::Begun(workflow))
+    }
+
+    /// Workflows that have not ended, oldest first.
+    pub async fn active_workflows(&self) -> Result<Vec<WorkflowRecord>, StoreError> {
+        let rows = sqlx::query("SELECT * FROM workflows WHERE finished_at IS NULL ORDER BY created_at")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(WorkflowRecord::from_row).collect()
+    }
+
+    /// The workflow at work on `computer`.
+    pub async fn active_workflow(&self, computer: ComputerId) -> Result<Option<WorkflowRecord>, StoreError> {
+        let row = sqlx::query("SELECT * FROM workflows WHERE computer_id = $1 AND finished_at IS NULL")
+            .bind(computer.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(WorkflowRecord::from_row).transpose()
+    }
+
+    /// Records that the first `step` steps are done (or, while undoing, not yet undone).
+    pub async fn advance_workflow(&self, id: WorkflowId, step: usize) -> Result<(), StoreError> {
+        let step = i64::try_from(step).map_err(|_| StoreError::Corrupt { what: format!("step {step}") })?;
+        sqlx::query("UPDATE workflows SET step = $1 WHERE id = $2")
+            .bind(step)
+            .bind(id.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// From here on the workflow is undone, also after a crash.
+    pub async fn fail_workflow(&self, id: WorkflowId, error: &str) -> Result<(), StoreError> {
+        sqlx::query("UPDATE workflows SET error = $1 WHERE id = $2")
+            .bind(error)
+            .bind(id.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends a workflow and writes its result to the computer in the same transaction.
+    pub async fn finish_workflow(&self, workflow: &WorkflowRecord, finish: &Finish) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let now = Timestamp::now().as_micros();
+        sqlx::query("UPDATE workflows SET finished_at = $1 WHERE id = $2")
+            .bind(now)
+            .bind(workflow.id.to_string())
+            .execute(&mut *tx)
+            .await?;
+        let computer = workflow.computer.to_string();
+        match (finish, workflow.kind) {
+            (Finish::Done, WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart) => {
+                sqlx::query(
+                    "UPDATE computers SET provisioned = 1, failure = NULL, failure_console = '[]',
+                         started_at = $1, ready_at = $1, updated_at = $1 WHERE id = $2",
+                )
+                .bind(now)
+                .bind(computer)
+                .execute(&mut *tx)
+                .await?;
+            }
+            (Finish::Done, WorkflowKind::Stop) => {
+                sqlx::query("UPDATE computers SET updated_at = $1 WHERE id = $2")
+                    .bind(now)
+                    .bind(computer)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            // The row is gone already; so should be the history of a computer that no longer exists.
+            (Finish::Done, WorkflowKind::Delete) => {
+                sqlx::query("DELETE FROM workflows WHERE id = $1")
+                    .bind(workflow.id.to_string())
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            (Finish::Failed(reason), _) => {
+                sqlx::query(
+                    "UPDATE computers SET failure = COALESCE(failure, $1), updated_at = $2 WHERE id = $3",
+                )
+                .bind(reason)
+                .bind(now)
+                .bind(computer)
+                .execute(&mut *tx)
+                .await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+pub(crate) async fn insert_workflow(
+    tx: &mut Transaction<'static, Sqlite>,
+    computer: ComputerId,
+    kind: WorkflowKind,
+    generation: u64,
+) -> Result<WorkflowRecord, StoreError> {
+    let workflow = WorkflowRecord { id: WorkflowId::new(), computer, kind, generation, step: 0, error: None };
+    sqlx::query(
+        "INSERT INTO workflows (id, computer_id, kind, generation, step, created_at)
+         VALUES ($1, $2, $3, $4, 0, $5)",
+    )
+    .bind(workflow.id.to_string())
+    .bind(computer.to_string())
+    .bind(kind.as_str())
+    .bind(signed(generation)?)
+    .bind(Timestamp::now().as_micros())
+    .execute(&mut **tx)
+    .await?;
+    Ok(workflow)
+}
