@@ -1,1 +1,160 @@
+//! The machine process: one QEMU, its disk, its network and its channel to the guest.
+//!
+//! ```text
+//!            machine.sock (gRPC)                       QMP, console (inherited sockets)
+//!  clients ----------------------> serve --- gate ---+      +------------------------- QEMU
+//!                 Watch, Console     |               |      |                           |
+//!                 Stop               v               v      v                           |
+//!                                 vm (one task) <-- link: HTTP/2 over channel.sock -----+ virtio-serial
+//!                                    |
+//!                              state::step: pure
+//! ```
+//!
+//! [`run`] is `roost machine <dir>`. It reads `spec.json`, boots the computer, serves `machine.sock` until
+//! the computer has ended, leaves `outcome.json` and returns. It needs nothing from whoever started it and
+//! outlives it; whoever comes later connects to the socket and finds everything as it is.
+//!
+//! * [`state`](mod@state) decides; `vm` owns the computer and acts; `serve`, `link`, `qmp` bring events.
+//! * `network` keeps the guest away from the host and its networks.
+//! * QEMU cannot outlive this process: the kernel kills it with the thread that started it. The lock of the
+//!   directory is held by both, so the next process starts only when the disk has no other writer.
+//!
+//! [`accel`] is not part of the process: it is what `roost doctor` and the server ask before any computer
+//! exists.
 
+pub mod accel;
+mod console;
+mod directory;
+mod disk;
+mod lines;
+mod link;
+mod network;
+mod qemu;
+mod qmp;
+mod serve;
+mod state;
+mod task;
+mod vm;
+
+use std::sync::{Arc, Mutex};
+
+use camino::Utf8Path;
+use roost_machine_proto::v1::{Observation, Phase};
+use roost_machine_proto::{CONSOLE_FILE, MachineResult, MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use directory::DirectoryError;
+
+/// Why there was nothing to run. How a computer ended that did run is in `outcome.json` and not here.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    #[error("cannot start the asynchronous runtime: {0}")]
+    Runtime(std::io::Error),
+    #[error("cannot catch signals: {0}")]
+    Signals(std::io::Error),
+    #[error("cannot keep the guest's console in {CONSOLE_FILE}: {0}")]
+    Console(std::io::Error),
+    #[error("cannot serve {SOCKET_FILE}: {0}")]
+    Socket(std::io::Error),
+    #[error("cannot write {OUTCOME_FILE}: {0}")]
+    Outcome(std::io::Error),
+}
+
+/// Runs the computer whose directory is `dir` until it has stopped or failed, and records which in
+/// `outcome.json`.
+///
+/// Takes the whole process: its working directory, its umask, SIGTERM and SIGINT (both ask for a clean
+/// stop). QEMU lives no longer than the calling thread.
+pub fn run(dir: &Utf8Path) -> Result<(), MachineError> {
+    // The sockets and files of a computer are its owner's only.
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    let directory = directory::Directory::enter(dir)?;
+    let spec = directory.read_spec()?;
+    directory.remove_outcome()?;
+    tracing::info!(
+        computer = %spec.computer,
+        generation = spec.generation,
+        vcpus = spec.vcpus,
+        memory_mib = spec.memory.0,
+        accelerator = ?spec.accelerator,
+        "machine process {} starts",
+        std::process::id()
+    );
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MachineError::Runtime)?;
+    let outcome = runtime.block_on(run_spec(&spec, &directory));
+    if let Err(error) = &outcome
+        && !matches!(error, MachineError::Outcome(_))
+    {
+        let result = MachineResult::Failed { reason: error.to_string(), console: Vec::new() };
+        directory
+            .write_outcome(&Outcome { generation: spec.generation, result })
+            .map_err(MachineError::Outcome)?;
+    }
+    outcome
+}
+
+async fn run_spec(spec: &MachineSpec, directory: &directory::Directory) -> Result<(), MachineError> {
+    let (stop, stop_asked) = mpsc::channel(1);
+    let mut terminate = signal(SignalKind::terminate()).map_err(MachineError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(MachineError::Signals)?;
+    let signalled = stop.clone();
+    let _signals = task::Task::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("asked to stop by a signal");
+            if signalled.send(()).await.is_err() {
+                return;
+            }
+        }
+    });
+
+    let console = console::Console::open(CONSOLE_FILE).map_err(MachineError::Console)?;
+    let publisher = vm::Publisher {
+        observation: watch::Sender::new(observation(spec.generation, Phase::Preparing)),
+        gate: watch::Sender::new(None),
+        console: Arc::new(Mutex::new(console)),
+    };
+    let served = serve::Served {
+        observation: publisher.observation.subscribe(),
+        gate: publisher.gate.subscribe(),
+        console: publisher.console.clone(),
+        stop,
+    };
+    directory::remove_if_there(SOCKET_FILE).map_err(MachineError::Socket)?;
+    let listener = UnixListener::bind(SOCKET_FILE).map_err(MachineError::Socket)?;
+    let end = CancellationToken::new();
+    let mut serving = task::Task::spawn(serve::serve(listener, served, end.clone()));
+
+    let result = vm::run(spec, directory, &publisher, stop_asked).await;
+
+    let mut last = observation(spec.generation, Phase::Stopped);
+    match &result {
+        MachineResult::Stopped => tracing::info!("the computer has stopped"),
+        MachineResult::Failed { reason, console } => {
+            tracing::error!("the computer has failed: {reason}");
+            last.set_phase(Phase::Failed);
+            last.reason.clone_from(reason);
+            last.console.clone_from(console);
+        }
+    }
+    let written = directory.write_outcome(&Outcome { generation: spec.generation, result });
+    // Told even if it could not be written: those who listen now need no file.
+    publisher.observation.send_replace(last);
+    end.cancel();
+    serving.join().await;
+    directory::remove_if_there(SOCKET_FILE).map_err(MachineError::Socket)?;
+    written.map_err(MachineError::Outcome)
+}
+
+fn observation(generation: u64, phase: Phase) -> Observation {
+    Observation { generation, phase: phase.into(), ..Observation::default() }
+}

@@ -1,0 +1,162 @@
+//! QEMU: its command line, its start in a namespace of its own, and its end.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+
+use roost_guest_proto::PORT_NAME;
+use roost_machine_proto::{Accelerator, DISK_FILE, MachineSpec};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use crate::directory::{Directory, remove_if_there};
+use crate::lines::Tail;
+use crate::network::{EnterError, Namespace, Rule};
+use crate::state::QemuExit;
+use crate::task::Task;
+
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// The host's end of the virtio-serial port. A path and not an inherited socket, because connecting anew
+/// is how the guest is told that a conversation is over.
+pub const CHANNEL: &str = "channel.sock";
+/// The id of that port in QMP events.
+pub const PORT_ID: &str = "agent";
+
+/// * `panic=-1`: a kernel that panics restarts at once; the restart is seen and counted.
+/// * `tsc=reliable`: no calibration against timers that emulation makes late.
+const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 net.ifnames=0 tsc=reliable panic=-1";
+
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    #[error("cannot start {PROGRAM}: {0}; install QEMU 9 or newer (on Debian 12 from bookworm-backports)")]
+    NotInstalled(io::Error),
+    #[error("cannot start QEMU: {0}")]
+    Enter(#[from] EnterError),
+    #[error("cannot make QEMU's sockets: {0}")]
+    Sockets(#[from] io::Error),
+}
+
+/// A started QEMU and our ends of its sockets.
+#[derive(Debug)]
+pub struct Qemu {
+    pub child: Child,
+    pub qmp: UnixStream,
+    pub console: UnixStream,
+    pub stderr: Task<Tail>,
+}
+
+/// Starts QEMU. It dies with the calling **thread**, by the kernel's hand, so that no crash of this process
+/// can leave one behind; call it on a thread that lives as long as the process.
+pub fn start(spec: &MachineSpec, directory: &Directory, rules: &[Rule]) -> Result<Qemu, QemuError> {
+    remove_if_there(CHANNEL)?;
+    let (qmp, qemu_qmp) = StdUnixStream::pair()?;
+    let (console, qemu_console) = StdUnixStream::pair()?;
+    let lock = directory.lock_file();
+    let inherit = [qemu_qmp.as_fd(), qemu_console.as_fd(), lock.as_fd()];
+    let (namespace, failed_step) = Namespace::new(rules, &inherit)?;
+    let namespace = Arc::new(namespace);
+
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(arguments(spec, qemu_qmp.as_raw_fd(), qemu_console.as_raw_fd()))
+        // A heap per thread is memory that an idle computer keeps for nothing.
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let in_child = Arc::clone(&namespace);
+    // SAFETY: `enter` makes system calls only and allocates nothing.
+    unsafe { command.pre_exec(move || in_child.enter()) };
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            return Err(match failed_step.explain(&namespace, error) {
+                EnterError::Exec(source) => QemuError::NotInstalled(source),
+                step => QemuError::Enter(step),
+            });
+        }
+    };
+    let stderr = child.stderr.take().expect("stderr is piped");
+    let stderr = Task::spawn(Tail::read(stderr, |line| tracing::warn!("QEMU: {line}")));
+    Ok(Qemu { child, qmp: nonblocking(qmp)?, console: nonblocking(console)?, stderr })
+}
+
+fn nonblocking(socket: StdUnixStream) -> io::Result<UnixStream> {
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
+}
+
+/// How QEMU's end is told.
+pub fn explain_exit(status: ExitStatus, stderr: &Tail) -> QemuExit {
+    use std::os::unix::process::ExitStatusExt;
+
+    if status.success() {
+        return QemuExit::Clean;
+    }
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("QEMU ended with status {code}"),
+        (None, Some(signal)) => format!("QEMU was killed by signal {signal}"),
+        (None, None) => format!("QEMU ended ({status})"),
+    };
+    let words = stderr.joined();
+    let reason = if words.is_empty() { how } else { format!("{how}: {words}") };
+    QemuExit::Crashed { reason }
+}
+
+/// The command line; `qmp` and `console` are descriptors that QEMU inherits. Paths of the machine's own
+/// files are relative to its directory.
+fn arguments(spec: &MachineSpec, qmp: RawFd, console: RawFd) -> Vec<String> {
+    let memory = spec.memory.0;
+    let (accelerator, cpu) = match spec.accelerator {
+        Accelerator::Kvm => ("kvm", "host"),
+        Accelerator::Tcg => ("tcg,thread=multi", "max"),
+    };
+    let mut arguments = Vec::new();
+    let mut option = |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
+
+    option("-name", &format!("guest={},debug-threads=on", spec.computer));
+    // q35 for vmgenid, which makes the kernels of clones reseed. Controllers nobody uses cost boot time.
+    option("-machine", "q35,memory-backend=ram,usb=off,smbus=off,sata=off,vmport=off");
+    option("-accel", accelerator);
+    option("-cpu", cpu);
+    option("-smp", &spec.vcpus.to_string());
+    option("-m", &format!("{memory}M"));
+    // A computer's memory is a promise; most of it is never touched.
+    option("-object", &format!("memory-backend-ram,id=ram,size={memory}M,reserve=off"));
+    option("-display", "none");
+    option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+
+    option("-kernel", spec.boot.kernel.as_str());
+    option("-initrd", spec.boot.initrd.as_str());
+    option("-append", KERNEL_ARGUMENTS);
+
+    // What the guest has flushed survives a crash of the host: its flushes reach the host's disk
+    // (no-flush=off), while other writes may wait in the page cache.
+    option(
+        "-blockdev",
+        &format!(
+            "driver=qcow2,node-name=disk,discard=unmap,detect-zeroes=unmap,cache.direct=off,cache.no-flush=off,\
+             file.driver=file,file.filename={DISK_FILE},file.aio=threads,file.discard=unmap,\
+             file.cache.direct=off,file.cache.no-flush=off"
+        ),
+    );
+    option("-device", "virtio-blk-pci,drive=disk");
+
+    option("-chardev", &format!("socket,id=qmp,fd={qmp}"));
+    option("-mon", "chardev=qmp,mode=control");
+    option("-chardev", &format!("socket,id=console,fd={console}"));
+    option("-serial", "chardev:console");
+    option("-device", "virtio-serial-pci,max_ports=2");
+    option("-chardev", &format!("socket,id=channel,path={CHANNEL},server=on,wait=off"));
+    option("-device", &format!("virtserialport,id={PORT_ID},chardev=channel,name={PORT_NAME}"));
+
+    option("-device", "virtio-rng-pci");
+    option("-device", "vmgenid,guid=auto");
+    option("-netdev", "user,id=net,ipv6=off");
+    option("-device", "virtio-net-pci,netdev=net,romfile=");
+    arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+    arguments
+}

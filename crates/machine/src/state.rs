@@ -1,0 +1,410 @@
+//! What the machine process decides, and nothing else: a pure function from a state and an event to the
+//! next state and the actions to take. [`step`] is one total `match`; `vm` owns the only `State` of the
+//! process, feeds it events one at a time and carries the actions out.
+//!
+//! ```text
+//!  Preparing --Prepared--> Booting(Agent) --AgentUp--> Booting(Identity) --IdentitySet--> Booting(Desktop)
+//!      |                      ^    ^                                                          |
+//!      |                      |    +---- GuestReset, AgentLost (counted) ---------------------+ DesktopReady
+//!      |                      |                                                               v
+//!      |                      +------------------ GuestReset -------------------------- Running(link)
+//!      |                                                                                      |
+//!      |          StopAsked (any time QEMU runs)                                              |
+//!      |                      v                                                               |
+//!      |                  Stopping(Asked -> Quitting -> Killing) <----------------------------+
+//!      |                      |
+//!      |   deadline, too many resets, agent refuses: Failing ---QemuExited---> Ended(Failed)
+//!      v                      v
+//!  Ended(Failed|Stopped)   Ended(Stopped)  <--- QEMU ended cleanly: the guest powered off
+//! ```
+//!
+//! The happy path is the top line. The rest is what can go wrong:
+//!
+//! * **A boot hangs.** Each stage has a deadline. When the agent's passes, the guest is reset once (a kernel
+//!   may hang early in its boot without any fault of the disk); when it passes again, or the desktop's
+//!   does, the computer has failed.
+//! * **The guest restarts.** By `reboot` or by a kernel panic (`panic=-1`); the two look alike from
+//!   outside. A running computer goes back to booting and gets its identity again. While booting, restarts
+//!   and lost agents count as setbacks: [`MAX_SETBACKS`] of them are a boot loop, which is a failure.
+//! * **The agent goes away while the computer runs.** The computer stays `Running`: its programs may be
+//!   fine. Calls to the guest answer UNAVAILABLE until the agent is back. If it comes back with another boot
+//!   id, the guest restarted unseen and needs its identity.
+//! * **QEMU ends.** With status 0 that is how a power-off by the guest, or a `quit`, looks: stopped. Any
+//!   other end is a failure with QEMU's own words as the reason.
+//! * **A stop meets resistance.** The agent is asked; without an agent, ACPI is. At the deadline QEMU is
+//!   told to quit, which closes the disk cleanly; if even that does nothing it is killed. What the guest
+//!   had flushed is on the disk in each case, so each of them is `Stopped`.
+//!
+//! `Failing` and `Stopping` wait for [`Event::QemuExited`]: no end is ever reported while QEMU still has
+//! the disk open.
+
+use std::time::Duration;
+
+use roost_machine_proto::v1::Phase;
+
+/// From the start (or a restart) of the guest to the agent's first answer. The desktop image takes 15 to 25
+/// s under emulation on an idle two-core machine; this leaves room for many booting at once.
+pub const AGENT_DEADLINE: Duration = Duration::from_secs(180);
+/// One call that takes milliseconds in a healthy guest.
+pub const IDENTITY_DEADLINE: Duration = Duration::from_secs(60);
+/// From the identity to the mapped panel.
+pub const DESKTOP_DEADLINE: Duration = Duration::from_secs(300);
+/// From the request to power off to QEMU's end.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// From `quit` to QEMU's end: flushing the disk.
+pub const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+/// Restarts and lost agents that one boot may have.
+pub const MAX_SETBACKS: u8 = 2;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// The disk is being made ready; there is no QEMU.
+    Preparing,
+    Booting(Boot),
+    /// Identity set and desktop seen. `boot_id` is the guest's, to notice a restart nobody reported.
+    Running { boot_id: String, link: Link },
+    Stopping(Stop),
+    /// QEMU has been told to die because of `reason`.
+    Failing { reason: String },
+    Ended(Ending),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    pub stage: Stage,
+    pub setbacks: u8,
+    pub watchdog: Watchdog,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stage {
+    /// No agent yet.
+    Agent,
+    /// The agent has been told who it is and has not confirmed.
+    Identity { boot_id: String },
+    /// The agent waits for the desktop on our behalf.
+    Desktop { boot_id: String },
+}
+
+/// Whether this boot's one reset by deadline is still to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watchdog {
+    Armed,
+    Spent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    Up,
+    Down,
+}
+
+/// How far a stop has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The guest has been asked.
+    Asked,
+    /// QEMU has been asked.
+    Quitting,
+    /// QEMU has been sent SIGKILL.
+    Killing,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    Stopped,
+    Failed { reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The disk is ready.
+    Prepared,
+    PrepareFailed { reason: String },
+    /// QEMU or its network could not be started. There is no QEMU.
+    StartFailed { reason: String },
+    QemuExited(QemuExit),
+    /// QMP: the guest powered itself off. QEMU's end follows.
+    GuestShutdown,
+    /// QMP: the guest restarted. `panic` is the kernel's last word on the console of this boot, if it had one.
+    GuestReset { panic: Option<String> },
+    /// A connection to the agent stands and it answered.
+    AgentUp { boot_id: String },
+    /// The connection ended.
+    AgentLost,
+    IdentitySet,
+    IdentityFailed { reason: String },
+    DesktopReady,
+    DesktopFailed { reason: String },
+    /// The agent did not take the request to power off.
+    PowerOffFailed,
+    /// By an RPC or a signal.
+    StopAsked,
+    /// The one deadline that was set last.
+    DeadlinePassed,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QemuExit {
+    /// Status 0: the guest powered off, or QEMU was told to quit.
+    Clean,
+    /// Anything else, in words.
+    Crashed { reason: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Starts QEMU and its network; answered by `StartFailed` or, in the end, `QemuExited`.
+    StartQemu,
+    /// Replaces the one deadline.
+    SetDeadline(Duration),
+    ClearDeadline,
+    /// Each of these calls to the agent replaces the one before, whose answer is then never seen.
+    SetIdentity,
+    WaitDesktop,
+    PowerOff,
+    /// Let the calls of others through to the guest.
+    OpenGuest,
+    /// Refuse them.
+    CloseGuest,
+    /// End the connection to the agent of a guest that restarted; connecting starts over.
+    DropLink,
+    /// QMP `system_reset`.
+    Reset,
+    /// QMP `system_powerdown`: the ACPI button.
+    PowerButton,
+    /// QMP `quit`.
+    Quit,
+    /// SIGKILL to QEMU.
+    Kill,
+}
+
+impl State {
+    pub fn phase(&self) -> Phase {
+        match self {
+            State::Preparing => Phase::Preparing,
+            State::Booting(_) => Phase::Booting,
+            State::Running { .. } => Phase::Running,
+            State::Stopping(_) | State::Failing { .. } => Phase::Stopping,
+            State::Ended(Ending::Stopped) => Phase::Stopped,
+            State::Ended(Ending::Failed { .. }) => Phase::Failed,
+        }
+    }
+}
+
+impl Boot {
+    pub fn first() -> Self {
+        Boot { stage: Stage::Agent, setbacks: 0, watchdog: Watchdog::Armed }
+    }
+}
+
+/// The next state and what to do to get there, in order.
+pub fn step(state: State, event: Event) -> (State, Vec<Action>) {
+    use Action::{
+        ClearDeadline, CloseGuest, DropLink, Kill, OpenGuest, PowerButton, PowerOff, Quit, Reset, SetDeadline,
+        SetIdentity, StartQemu, WaitDesktop,
+    };
+    use Event as E;
+    use State as S;
+
+    match (state, event) {
+        // Nothing leaves the end.
+        (ended @ S::Ended(_), _) => (ended, vec![]),
+
+        // QEMU's end is an end everywhere; the state only says which.
+        (S::Failing { reason }, E::QemuExited(_)) => (failed(reason), vec![ClearDeadline, CloseGuest]),
+        // This kill was ours.
+        (S::Stopping(Stop::Killing), E::QemuExited(_)) => {
+            (S::Ended(Ending::Stopped), vec![ClearDeadline, CloseGuest])
+        }
+        (_, E::QemuExited(QemuExit::Clean)) => (S::Ended(Ending::Stopped), vec![ClearDeadline, CloseGuest]),
+        (_, E::QemuExited(QemuExit::Crashed { reason })) => (failed(reason), vec![ClearDeadline, CloseGuest]),
+        (_, E::StartFailed { reason }) => (failed(reason), vec![ClearDeadline, CloseGuest]),
+
+        (S::Preparing, E::Prepared) => {
+            (S::Booting(Boot::first()), vec![StartQemu, SetDeadline(AGENT_DEADLINE)])
+        }
+        (S::Preparing, E::PrepareFailed { reason }) => (failed(reason), vec![]),
+        // There is no QEMU to stop, and what was prepared is found again by the next start.
+        (S::Preparing, E::StopAsked) => (S::Ended(Ending::Stopped), vec![]),
+        (
+            S::Preparing,
+            E::GuestShutdown
+            | E::GuestReset { .. }
+            | E::AgentUp { .. }
+            | E::AgentLost
+            | E::IdentitySet
+            | E::IdentityFailed { .. }
+            | E::DesktopReady
+            | E::DesktopFailed { .. }
+            | E::PowerOffFailed
+            | E::DeadlinePassed,
+        ) => (S::Preparing, vec![]),
+
+        (S::Booting(boot), E::AgentUp { boot_id }) => (
+            S::Booting(Boot { stage: Stage::Identity { boot_id }, ..boot }),
+            vec![SetIdentity, SetDeadline(IDENTITY_DEADLINE)],
+        ),
+        (S::Booting(Boot { stage: Stage::Identity { boot_id }, setbacks, watchdog }), E::IdentitySet) => (
+            S::Booting(Boot { stage: Stage::Desktop { boot_id }, setbacks, watchdog }),
+            vec![WaitDesktop, SetDeadline(DESKTOP_DEADLINE)],
+        ),
+        (S::Booting(Boot { stage: Stage::Desktop { boot_id }, .. }), E::DesktopReady) => {
+            (S::Running { boot_id, link: Link::Up }, vec![ClearDeadline, OpenGuest])
+        }
+        (S::Booting(Boot { stage: Stage::Identity { .. }, .. }), E::IdentityFailed { reason }) => {
+            fail(format!("the agent did not take the computer's identity: {reason}"))
+        }
+        (S::Booting(Boot { stage: Stage::Desktop { .. }, .. }), E::DesktopFailed { reason }) => {
+            fail(format!("the desktop did not start: {reason}"))
+        }
+        (S::Booting(boot), E::GuestReset { panic }) => {
+            setback(boot, || match panic {
+                Some(panic) => format!("the guest's kernel stopped: {panic}"),
+                None => "the guest keeps restarting and never gets to its desktop".to_owned(),
+            })
+        }
+        (S::Booting(Boot { stage: Stage::Agent, setbacks, watchdog }), E::AgentLost) => {
+            (S::Booting(Boot { stage: Stage::Agent, setbacks, watchdog }), vec![])
+        }
+        (S::Booting(boot @ Boot { stage: Stage::Identity { .. } | Stage::Desktop { .. }, .. }), E::AgentLost) => {
+            setback(boot, || "the agent in the guest keeps ending before the desktop is up".to_owned())
+        }
+        (S::Booting(boot), E::DeadlinePassed) => match (&boot.stage, boot.watchdog) {
+            (Stage::Agent, Watchdog::Armed) => (
+                S::Booting(Boot { watchdog: Watchdog::Spent, ..boot }),
+                vec![Reset, SetDeadline(AGENT_DEADLINE)],
+            ),
+            (Stage::Agent, Watchdog::Spent) => fail(format!(
+                "the guest's agent did not answer within {} s, and not after a reset either",
+                AGENT_DEADLINE.as_secs()
+            )),
+            (Stage::Identity { .. }, _) => fail(format!(
+                "the guest's agent did not take the computer's identity within {} s",
+                IDENTITY_DEADLINE.as_secs()
+            )),
+            (Stage::Desktop { .. }, _) => {
+                fail(format!("the desktop was not up within {} s", DESKTOP_DEADLINE.as_secs()))
+            }
+        },
+        // With an agent the guest shuts down in order now; without one ACPI is tried, and the agent asked
+        // when it comes up.
+        (S::Booting(Boot { stage, .. }), E::StopAsked) => {
+            (S::Stopping(Stop::Asked), ask_to_power_off(stage != Stage::Agent))
+        }
+        (S::Booting(_), E::GuestShutdown) => (S::Stopping(Stop::Asked), vec![SetDeadline(QUIT_DEADLINE)]),
+        // Answers of calls that have been replaced, and news of a time gone by.
+        (
+            boot @ S::Booting(_),
+            E::Prepared
+            | E::PrepareFailed { .. }
+            | E::IdentitySet
+            | E::IdentityFailed { .. }
+            | E::DesktopReady
+            | E::DesktopFailed { .. }
+            | E::PowerOffFailed,
+        ) => (boot, vec![]),
+
+        (S::Running { boot_id, .. }, E::AgentLost) => {
+            (S::Running { boot_id, link: Link::Down }, vec![CloseGuest])
+        }
+        (S::Running { boot_id, .. }, E::AgentUp { boot_id: seen }) if seen == boot_id => {
+            (S::Running { boot_id, link: Link::Up }, vec![OpenGuest])
+        }
+        (S::Running { .. }, E::AgentUp { boot_id }) => (
+            S::Booting(Boot { stage: Stage::Identity { boot_id }, ..Boot::first() }),
+            vec![CloseGuest, SetIdentity, SetDeadline(IDENTITY_DEADLINE)],
+        ),
+        (S::Running { .. }, E::GuestReset { .. }) => {
+            (S::Booting(Boot::first()), vec![CloseGuest, DropLink, SetDeadline(AGENT_DEADLINE)])
+        }
+        (S::Running { link, .. }, E::StopAsked) => {
+            (S::Stopping(Stop::Asked), ask_to_power_off(link == Link::Up))
+        }
+        (S::Running { .. }, E::GuestShutdown) => {
+            (S::Stopping(Stop::Asked), vec![CloseGuest, SetDeadline(QUIT_DEADLINE)])
+        }
+        (
+            running @ S::Running { .. },
+            E::Prepared
+            | E::PrepareFailed { .. }
+            | E::IdentitySet
+            | E::IdentityFailed { .. }
+            | E::DesktopReady
+            | E::DesktopFailed { .. }
+            | E::PowerOffFailed
+            | E::DeadlinePassed,
+        ) => (running, vec![]),
+
+        // The agent is there only now, or the guest took the request for a restart.
+        (S::Stopping(Stop::Asked), E::AgentUp { .. }) => (S::Stopping(Stop::Asked), vec![PowerOff]),
+        (S::Stopping(Stop::Asked), E::GuestReset { .. }) => (S::Stopping(Stop::Asked), vec![DropLink]),
+        (S::Stopping(Stop::Asked), E::PowerOffFailed) => (S::Stopping(Stop::Asked), vec![PowerButton]),
+        (S::Stopping(Stop::Asked), E::DeadlinePassed) => {
+            (S::Stopping(Stop::Quitting), vec![Quit, SetDeadline(QUIT_DEADLINE)])
+        }
+        (S::Stopping(Stop::Quitting), E::DeadlinePassed) => {
+            (S::Stopping(Stop::Killing), vec![Kill, ClearDeadline])
+        }
+        (
+            stopping @ S::Stopping(_),
+            E::Prepared
+            | E::PrepareFailed { .. }
+            | E::GuestShutdown
+            | E::GuestReset { .. }
+            | E::AgentUp { .. }
+            | E::AgentLost
+            | E::IdentitySet
+            | E::IdentityFailed { .. }
+            | E::DesktopReady
+            | E::DesktopFailed { .. }
+            | E::PowerOffFailed
+            | E::StopAsked
+            | E::DeadlinePassed,
+        ) => (stopping, vec![]),
+
+        // Killed already; only its end is of interest. A stop asked now changes nothing: the failure is
+        // what there is to tell.
+        (
+            failing @ S::Failing { .. },
+            E::Prepared
+            | E::PrepareFailed { .. }
+            | E::GuestShutdown
+            | E::GuestReset { .. }
+            | E::AgentUp { .. }
+            | E::AgentLost
+            | E::IdentitySet
+            | E::IdentityFailed { .. }
+            | E::DesktopReady
+            | E::DesktopFailed { .. }
+            | E::PowerOffFailed
+            | E::StopAsked
+            | E::DeadlinePassed,
+        ) => (failing, vec![]),
+    }
+}
+
+fn failed(reason: String) -> State {
+    State::Ended(Ending::Failed { reason })
+}
+
+fn fail(reason: String) -> (State, Vec<Action>) {
+    (State::Failing { reason }, vec![Action::ClearDeadline, Action::CloseGuest, Action::Kill])
+}
+
+fn ask_to_power_off(agent: bool) -> Vec<Action> {
+    let ask = if agent { Action::PowerOff } else { Action::PowerButton };
+    vec![Action::CloseGuest, ask, Action::SetDeadline(STOP_DEADLINE)]
+}
+
+/// Back to waiting for the agent, unless this boot has been set back too often.
+fn setback(boot: Boot, reason: impl FnOnce() -> String) -> (State, Vec<Action>) {
+    let setbacks = boot.setbacks + 1;
+    if setbacks > MAX_SETBACKS {
+        return fail(reason());
+    }
+    (
+        State::Booting(Boot { stage: Stage::Agent, setbacks, ..boot }),
+        vec![Action::DropLink, Action::SetDeadline(AGENT_DEADLINE)],
+    )
+}

@@ -1,0 +1,463 @@
+//! The task that owns the computer: it holds the one [`State`], takes events from everyone, and carries out
+//! what [`step`] decides. Nobody else starts, stops or kills anything.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use roost_guest_proto::v1::system_client::SystemClient;
+use roost_guest_proto::v1::{PowerOffRequest, SetIdentityRequest, WaitDesktopRequest};
+use roost_machine_proto::v1::Observation;
+use roost_machine_proto::{MachineResult, MachineSpec};
+use rustix::rand::GetRandomFlags;
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::console::Console;
+use crate::directory::Directory;
+use crate::disk;
+use crate::lines::Tail;
+use crate::link::{self, Guest, LinkEvent, Port};
+use crate::network::{self, Network, Uplink};
+use crate::qemu::{self, CHANNEL, PORT_ID, Qemu};
+use crate::qmp::{self, Qmp, QmpEvent, QmpReader};
+use crate::state::{Action, Ending, Event, QemuExit, State, step};
+use crate::task::Task;
+
+/// Console lines that go with a failure.
+const FAILURE_LINES: usize = 40;
+/// One restart of a PC is reported as up to three resets within some tens of milliseconds.
+const SAME_RESET_MS: u64 = 1000;
+/// The kernel's pool is 256 bits; more than that is only caution about how it is credited.
+const ENTROPY_BYTES: usize = 256;
+/// How long the last output of a QEMU that has ended may take to be read.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// A call to the agent in progress.
+type Call = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+/// The ends of the owner's channels that others hold.
+#[derive(Debug)]
+pub struct Publisher {
+    pub observation: watch::Sender<Observation>,
+    pub gate: watch::Sender<Option<Guest>>,
+    pub console: Arc<Mutex<Console>>,
+}
+
+struct Vm<'a> {
+    spec: &'a MachineSpec,
+    directory: &'a Directory,
+    state: State,
+    publisher: &'a Publisher,
+    events: mpsc::Sender<Event>,
+    links: mpsc::Sender<LinkEvent>,
+    machine: Option<Started>,
+    /// The connection that was reported last and has not been reported lost.
+    guest: Option<Guest>,
+    /// At most one call to the agent, or the preparation of the disk.
+    call: Option<Call>,
+    deadline: Option<Instant>,
+}
+
+/// What lives as long as QEMU does.
+struct Started {
+    qmp: Qmp,
+    kill: Option<oneshot::Sender<()>>,
+    _uplink: Uplink,
+    _link: Task<()>,
+    _supervisor: Task<()>,
+}
+
+/// Runs the computer of `spec` to its end. `stop` asks for a clean one.
+pub async fn run(
+    spec: &MachineSpec,
+    directory: &Directory,
+    publisher: &Publisher,
+    mut stop: mpsc::Receiver<()>,
+) -> MachineResult {
+    let (events, mut event) = mpsc::channel(32);
+    let (links, mut link) = mpsc::channel(4);
+    let mut vm = Vm {
+        spec,
+        directory,
+        state: State::Preparing,
+        publisher,
+        events,
+        links,
+        machine: None,
+        guest: None,
+        call: None,
+        deadline: None,
+    };
+    let disk = spec.disk.clone();
+    vm.call = Some(Box::pin(async move {
+        match disk::prepare(&disk).await {
+            Ok(()) => Event::Prepared,
+            Err(error) => Event::PrepareFailed { reason: error.to_string() },
+        }
+    }));
+    loop {
+        if let State::Ended(ending) = &vm.state {
+            return vm.result(ending.clone());
+        }
+        let deadline = vm.deadline;
+        let next = tokio::select! {
+            Some(event) = event.recv() => event,
+            Some(event) = link.recv() => vm.take_link_event(event),
+            Some(()) = stop.recv() => Event::StopAsked,
+            outcome = async { vm.call.as_mut().expect("checked").await }, if vm.call.is_some() => {
+                vm.call = None;
+                outcome
+            }
+            () = tokio::time::sleep_until(deadline.expect("checked")), if deadline.is_some() => {
+                vm.deadline = None;
+                Event::DeadlinePassed
+            }
+        };
+        vm.handle(next);
+    }
+}
+
+impl Vm<'_> {
+    fn handle(&mut self, event: Event) {
+        tracing::debug!(?event, state = ?self.state, "event");
+        let before = self.state.phase();
+        let state = std::mem::replace(&mut self.state, State::Preparing);
+        let (state, actions) = step(state, event);
+        self.state = state;
+        if self.state.phase() != before {
+            tracing::info!("{} -> {}", before.as_str_name(), self.state.phase().as_str_name());
+        }
+        for action in actions {
+            self.act(action);
+        }
+        self.publish();
+    }
+
+    /// The end is published by the caller of [`run`], after it is written down.
+    fn publish(&self) {
+        if matches!(self.state, State::Ended(_)) {
+            return;
+        }
+        let phase = self.state.phase();
+        self.publisher.observation.send_if_modified(|observation| {
+            let changed = observation.phase() != phase;
+            observation.set_phase(phase);
+            changed
+        });
+    }
+
+    fn result(&self, ending: Ending) -> MachineResult {
+        match ending {
+            Ending::Stopped => MachineResult::Stopped,
+            Ending::Failed { reason } => {
+                let mut console = self.publisher.console.lock().unwrap_or_else(PoisonError::into_inner);
+                let console = console.newest_lines(FAILURE_LINES).unwrap_or_else(|error| {
+                    tracing::warn!("cannot read the console's log: {error}");
+                    Vec::new()
+                });
+                MachineResult::Failed { reason, console }
+            }
+        }
+    }
+
+    fn take_link_event(&mut self, event: LinkEvent) -> Event {
+        match event {
+            LinkEvent::Up { guest, boot_id } => {
+                self.guest = Some(guest);
+                Event::AgentUp { boot_id }
+            }
+            LinkEvent::Lost => {
+                self.guest = None;
+                Event::AgentLost
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::StartQemu => {
+                if let Err(reason) = self.start() {
+                    // The channel has room: nobody else sends before QEMU runs.
+                    if self.events.try_send(Event::StartFailed { reason }).is_err() {
+                        unreachable!("the owner holds the receiver, and the channel is empty");
+                    }
+                }
+            }
+            Action::SetDeadline(from_now) => self.deadline = Some(Instant::now() + from_now),
+            Action::ClearDeadline => self.deadline = None,
+            Action::SetIdentity => self.call_guest(|guest| set_identity(guest, identity(self.spec))),
+            Action::WaitDesktop => self.call_guest(wait_desktop),
+            Action::PowerOff => self.call_guest(power_off),
+            Action::OpenGuest => drop(self.publisher.gate.send_replace(self.guest.clone())),
+            Action::CloseGuest => drop(self.publisher.gate.send_replace(None)),
+            Action::DropLink => {
+                self.call = None;
+                if let Some(guest) = self.guest.take() {
+                    guest.hang_up();
+                }
+            }
+            Action::Reset => self.command("system_reset"),
+            Action::PowerButton => self.command("system_powerdown"),
+            Action::Quit => self.command("quit"),
+            Action::Kill => {
+                if let Some(kill) = self.machine.as_mut().and_then(|machine| machine.kill.take())
+                    && kill.send(()).is_err()
+                {
+                    tracing::debug!("QEMU has ended by itself already");
+                }
+            }
+        }
+    }
+
+    fn call_guest<F>(&mut self, call: impl FnOnce(Guest) -> F)
+    where
+        F: Future<Output = Event> + Send + 'static,
+    {
+        self.call = match self.guest.clone() {
+            Some(guest) => Some(Box::pin(call(guest))),
+            None => Some(Box::pin(std::future::ready(Event::AgentLost))),
+        };
+    }
+
+    /// Sends a QMP command. What it does is seen in events; a QEMU that does not obey meets its deadline.
+    fn command(&self, name: &'static str) {
+        let Some(machine) = &self.machine else { return };
+        let qmp = machine.qmp.clone();
+        tracing::info!("telling QEMU: {name}");
+        tokio::spawn(async move {
+            match qmp.execute(name, json!({})).await {
+                // That is how `quit` ends.
+                Ok(_) | Err(qmp::QmpError::Closed) => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        });
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        let allow = self.spec.network.allow.iter().map(|text| text.parse::<Network>());
+        let allow = allow.collect::<Result<Vec<_>, _>>().map_err(|error| format!("network.allow: {error}"))?;
+        let host = network::host_networks()
+            .map_err(|error| format!("cannot read the addresses of this host: {error}"))?;
+        let rules = network::policy(&host, &allow);
+        let qemu = qemu::start(self.spec, self.directory, &rules).map_err(|error| error.to_string())?;
+        let pid = qemu.child.id().expect("a child that has not been waited for has a pid");
+        tracing::info!("QEMU runs as process {pid}");
+        let uplink =
+            Uplink::start(pid).map_err(|error| format!("the guest cannot have a network: {error}"))?;
+
+        let Qemu { child, qmp, console, stderr } = qemu;
+        let (qmp, reader) = qmp::split(qmp);
+        let (port, port_changes) = watch::channel(Port::Closed);
+        let (kill, killed) = oneshot::channel();
+        let output =
+            Output { console: Some(console), log: self.publisher.console.clone(), port, last_reset_ms: 0 };
+        let supervisor = supervise(child, killed, reader, output, stderr, self.events.clone());
+        let negotiating = qmp.clone();
+        tokio::spawn(async move {
+            if let Err(error) = negotiating.negotiate().await {
+                tracing::warn!("QMP does not start: {error}");
+            }
+        });
+        self.machine = Some(Started {
+            qmp,
+            kill: Some(kill),
+            _uplink: uplink,
+            _link: Task::spawn(link::keep(CHANNEL.to_owned(), port_changes, self.links.clone())),
+            _supervisor: Task::spawn(supervisor),
+        });
+        Ok(())
+    }
+}
+
+/// Waits for QEMU's end and reports it after everything QEMU had to say before.
+async fn supervise(
+    mut child: Child,
+    killed: oneshot::Receiver<()>,
+    reader: QmpReader,
+    output: Output,
+    mut stderr: Task<Tail>,
+    events: mpsc::Sender<Event>,
+) {
+    let (qmp_events, qmp_event) = mpsc::channel(16);
+    let mut reading = Task::spawn(reader.run(qmp_events));
+    let mut output = Task::spawn(output.run(qmp_event, events.clone()));
+    let status = tokio::select! {
+        status = child.wait() => status,
+        Ok(()) = killed => match child.start_kill() {
+            Ok(()) => child.wait().await,
+            Err(error) => Err(error),
+        },
+    };
+    let drained = tokio::time::timeout(DRAIN_DEADLINE, async {
+        if let Err(error) = reading.join().await {
+            tracing::warn!("{error}");
+        }
+        output.join().await;
+        stderr.join().await
+    });
+    let exit = match (status, drained.await) {
+        (Ok(status), Ok(words)) => qemu::explain_exit(status, &words),
+        (Ok(status), Err(_)) => qemu::explain_exit(status, &Tail::default()),
+        (Err(error), _) => QemuExit::Crashed { reason: format!("cannot wait for QEMU: {error}") },
+    };
+    tracing::info!(?exit, "QEMU has ended");
+    if events.send(Event::QemuExited(exit)).await.is_err() {
+        tracing::debug!("nobody waits for QEMU's end any more");
+    }
+}
+
+/// What QEMU says: the guest's console and QMP's events. One task reads both, so that a restart is reported
+/// with what the kernel wrote before it.
+struct Output {
+    /// `None` after its end.
+    console: Option<UnixStream>,
+    log: Arc<Mutex<Console>>,
+    port: watch::Sender<Port>,
+    last_reset_ms: u64,
+}
+
+impl Output {
+    async fn run(mut self, mut qmp: mpsc::Receiver<QmpEvent>, events: mpsc::Sender<Event>) {
+        let mut buffer = vec![0_u8; 8192];
+        loop {
+            tokio::select! {
+                event = qmp.recv() => match event {
+                    Some(event) => {
+                        self.read_console(&mut buffer);
+                        if let Some(event) = self.translate(event)
+                            && events.send(event).await.is_err()
+                        {
+                            return;
+                        }
+                    }
+                    None if self.console.is_none() => return,
+                    None => {
+                        // QEMU is gone; what it wrote is all in the socket.
+                        self.read_console(&mut buffer);
+                        return;
+                    }
+                },
+                () = readable(self.console.as_ref()) => self.read_console(&mut buffer),
+            }
+        }
+    }
+
+    fn translate(&mut self, event: QmpEvent) -> Option<Event> {
+        match event {
+            QmpEvent::Shutdown { by_guest } => by_guest.then_some(Event::GuestShutdown),
+            QmpEvent::Reset { by_guest, at_ms } => {
+                let new = at_ms.saturating_sub(self.last_reset_ms) > SAME_RESET_MS;
+                self.last_reset_ms = at_ms;
+                (by_guest && new).then(|| Event::GuestReset { panic: self.log().take_panic() })
+            }
+            QmpEvent::PortChanged { id, open } => {
+                if id == PORT_ID {
+                    self.port.send_modify(|port| {
+                        *port = match (open, *port) {
+                            (false, _) => Port::Closed,
+                            (true, Port::Open(number)) => Port::Open(number + 1),
+                            (true, Port::Closed) => Port::Open(0),
+                        };
+                    });
+                }
+                None
+            }
+        }
+    }
+
+    /// Takes what is there without waiting.
+    fn read_console(&mut self, buffer: &mut [u8]) {
+        while let Some(console) = &self.console {
+            match console.try_read(buffer) {
+                Ok(0) => self.console = None,
+                Ok(length) => {
+                    if let Err(error) = self.log().write(&buffer[..length]) {
+                        // A full disk must not stop the computer.
+                        tracing::warn!("cannot keep the guest's console: {error}");
+                    }
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    tracing::warn!("cannot read the guest's console: {error}");
+                    self.console = None;
+                }
+            }
+        }
+    }
+
+    fn log(&self) -> std::sync::MutexGuard<'_, Console> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn readable(console: Option<&UnixStream>) {
+    match console {
+        // An error shows again, and is told, in the read that follows.
+        Some(console) => drop(console.readable().await),
+        None => std::future::pending().await,
+    }
+}
+
+fn identity(spec: &MachineSpec) -> SetIdentityRequest {
+    let mut entropy = vec![0_u8; ENTROPY_BYTES];
+    let mut filled = 0;
+    while filled < entropy.len() {
+        match rustix::rand::getrandom(&mut entropy[filled..], GetRandomFlags::empty()) {
+            Ok(length) => filled += length,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::error!("this host has no random numbers for the guest: {error}");
+                entropy.truncate(filled);
+            }
+        }
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    SetIdentityRequest {
+        hostname: spec.hostname.clone(),
+        machine_id: spec.machine_id.clone(),
+        wall_clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
+        entropy: entropy.into(),
+        env: spec.env.clone().into_iter().collect(),
+    }
+}
+
+async fn set_identity(guest: Guest, identity: SetIdentityRequest) -> Event {
+    match SystemClient::new(guest).set_identity(identity).await {
+        Ok(_) => Event::IdentitySet,
+        Err(status) if is_lost(&status) => Event::AgentLost,
+        Err(status) => Event::IdentityFailed { reason: words(&status) },
+    }
+}
+
+async fn wait_desktop(guest: Guest) -> Event {
+    match SystemClient::new(guest).wait_desktop(WaitDesktopRequest {}).await {
+        Ok(_) => Event::DesktopReady,
+        Err(status) if is_lost(&status) => Event::AgentLost,
+        Err(status) => Event::DesktopFailed { reason: words(&status) },
+    }
+}
+
+async fn power_off(guest: Guest) -> Event {
+    match SystemClient::new(guest).power_off(PowerOffRequest {}).await {
+        // Nothing to do but wait for QEMU's end.
+        Ok(_) => std::future::pending().await,
+        Err(status) => {
+            tracing::warn!("the agent did not take the request to power off: {}", words(&status));
+            Event::PowerOffFailed
+        }
+    }
+}
+
+/// The conversation broke, as opposed to an answer that is an error.
+fn is_lost(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown)
+}
+
+fn words(status: &Status) -> String {
+    format!("{} ({:?})", status.message(), status.code())
+}
