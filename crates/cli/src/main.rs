@@ -1,1 +1,145 @@
-fn main() {}
+//! The `roost` binary: the server, the machine process it spawns, and the command line for people.
+
+mod client;
+mod commands;
+mod config;
+mod doctor;
+mod exec;
+mod image;
+mod machine;
+mod output;
+mod serve;
+
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+use clap::{Parser, Subcommand};
+
+/// Computers for people and AI agents, on your own host.
+#[derive(Debug, Parser)]
+#[command(name = "roost", version, max_term_width = 100)]
+struct Cli {
+    /// Print JSON instead of text for people.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(flatten)]
+    server: client::ServerArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a computer and wait until it runs
+    Create(commands::CreateArgs),
+    /// List computers
+    #[command(alias = "ls")]
+    List,
+    /// Show a computer
+    Show(commands::NameArg),
+    /// Start a stopped computer and wait until it runs
+    Start(commands::NameArg),
+    /// Stop a computer; its disk is kept
+    Stop(commands::StopArgs),
+    /// Reboot a computer
+    Restart(commands::NameArg),
+    /// Delete a computer with everything on it
+    #[command(alias = "rm")]
+    Delete(commands::DeleteArgs),
+    /// Run a command in a computer; ends with the command's exit code
+    Exec(exec::ExecArgs),
+    /// Save a screenshot as PNG
+    Screenshot(commands::ScreenshotArgs),
+    /// Print the link of a computer's desktop, and open it in a browser where there is one
+    Open(commands::OpenArgs),
+    /// Show the newest lines of a computer's console
+    Logs(commands::LogsArgs),
+    /// Run the server
+    Serve(serve::ServeArgs),
+    /// Build and list the templates that computers start from
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Check whether this host can run computers, and say what to do where it cannot
+    Doctor(doctor::DoctorArgs),
+    /// Print the OpenAPI document of the server
+    #[command(hide = true)]
+    Openapi,
+    /// The process of one computer; started by the server
+    #[command(hide = true)]
+    Machine(machine::MachineArgs),
+}
+
+/// Where Roost keeps everything.
+#[derive(Debug, Clone, clap::Args)]
+struct DataArgs {
+    /// Directory of all data [default: $XDG_DATA_HOME/roost]
+    #[arg(long, env = "ROOST_DATA", value_name = "DIR")]
+    data: Option<Utf8PathBuf>,
+
+    /// Directory of the templates [default: templates/ in the data directory]
+    #[arg(long, env = "ROOST_TEMPLATES", value_name = "DIR")]
+    templates: Option<Utf8PathBuf>,
+}
+
+impl DataArgs {
+    fn data(&self) -> anyhow::Result<Utf8PathBuf> {
+        let data = match &self.data {
+            Some(data) => data.clone(),
+            None => config::xdg("XDG_DATA_HOME", ".local/share")?.join("roost"),
+        };
+        Ok(camino::absolute_utf8(&data)?)
+    }
+
+    fn templates(&self) -> anyhow::Result<Utf8PathBuf> {
+        match &self.templates {
+            Some(templates) => Ok(camino::absolute_utf8(templates)?),
+            None => Ok(self.data()?.join("templates")),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The machine process gives up root before it may have a second thread, and has a small runtime of its
+    // own; everything else shares one.
+    let result = match cli.command {
+        Command::Machine(args) => machine::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Image(command) => image::run(command, cli.json).map(|()| ExitCode::SUCCESS),
+        Command::Openapi => openapi().map(|()| ExitCode::SUCCESS),
+        command => run(command, cli.json, &cli.server),
+    };
+    result.unwrap_or_else(|error| {
+        output::print_error(&error, cli.json);
+        ExitCode::from(output::FAILED)
+    })
+}
+
+#[tokio::main]
+async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyhow::Result<ExitCode> {
+    let client = || client::Client::new(server);
+    match command {
+        Command::Create(args) => commands::create(&client()?, args, json).await?,
+        Command::List => commands::list(&client()?, json).await?,
+        Command::Show(args) => commands::show(&client()?, &args, json).await?,
+        Command::Start(args) => commands::start(&client()?, &args, json).await?,
+        Command::Stop(args) => commands::stop(&client()?, &args, json).await?,
+        Command::Restart(args) => commands::restart(&client()?, &args, json).await?,
+        Command::Delete(args) => commands::delete(&client()?, &args, json).await?,
+        Command::Exec(args) => return exec::exec(&client()?, &args, json).await,
+        Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,
+        Command::Open(args) => commands::open(&client()?, &args, json).await?,
+        Command::Logs(args) => commands::logs(&client()?, &args, json).await?,
+        Command::Serve(args) => serve::serve(args).await?,
+        Command::Doctor(args) => return doctor::doctor(&args, json).await,
+        Command::Image(_) | Command::Openapi | Command::Machine(_) => {
+            anyhow::bail!("this command does not run here")
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn openapi() -> anyhow::Result<()> {
+    output::print_raw(&roost_http::openapi()?)
+}

@@ -1,0 +1,244 @@
+//! The commands that call one route and print its answer.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use camino::Utf8PathBuf;
+use clap::Args;
+use reqwest::Method;
+use roost_api::{Computer, ComputerUrls, ConsoleLines, Deleted, Status, StreamToken};
+use serde_json::json;
+
+use crate::client::Client;
+use crate::output::{print_json, print_line, progress, table};
+
+#[derive(Debug, Args)]
+pub(crate) struct NameArg {
+    /// Name, slug or id
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Display name
+    name: String,
+    /// xs, small, medium, large or xl
+    #[arg(long, default_value = "small")]
+    size: String,
+    /// The template to start from
+    #[arg(long, default_value = "miosa-desktop")]
+    template: String,
+    /// Return at once instead of waiting until it runs
+    #[arg(long)]
+    no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Name, slug or id
+    #[arg(required_unless_present = "all")]
+    name: Option<String>,
+    /// Stop every computer that runs
+    #[arg(long, conflicts_with = "name")]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Names, slugs or ids
+    #[arg(required = true)]
+    names: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScreenshotArgs {
+    /// Name, slug or id
+    name: String,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    output: Utf8PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OpenArgs {
+    /// Name, slug or id
+    name: String,
+    /// Only print the link
+    #[arg(long)]
+    print: bool,
+    /// A link without the computer's own host name, for browsers that do not resolve `*.localhost`
+    #[arg(long)]
+    path: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Name, slug or id
+    name: String,
+    /// How many lines
+    #[arg(short = 'n', long, default_value_t = 100)]
+    lines: u32,
+}
+
+pub(crate) async fn create(client: &Client, args: CreateArgs, json: bool) -> anyhow::Result<()> {
+    let body = json!({ "name": args.name, "template_type": args.template, "size": args.size });
+    if args.no_wait {
+        let computer: Computer = client.call(Method::POST, "/computers", Some(&body)).await?;
+        return print_computer(&computer, json);
+    }
+    let bar = progress(format!("creating {}", args.name), json);
+    let mut computer: Computer = client.call(Method::POST, "/computers?wait=120", Some(&body)).await?;
+    if matches!(computer.status, Status::Provisioning | Status::Starting) {
+        // Starting a computer that is on its way joins its boot.
+        computer = client.call(Method::POST, &format!("/computers/{}/start", computer.id), None).await?;
+    }
+    bar.finish_and_clear();
+    if computer.status == Status::Error {
+        let reason = computer.error.as_deref().unwrap_or("no reason was reported");
+        anyhow::bail!(
+            "{} could not be started: {reason} (`roost logs {}` shows its console)",
+            computer.name,
+            computer.slug
+        );
+    }
+    print_computer(&computer, json)
+}
+
+pub(crate) async fn list(client: &Client, json: bool) -> anyhow::Result<()> {
+    let computers = client.computers().await?;
+    if json {
+        return print_json(&computers);
+    }
+    if computers.is_empty() {
+        return print_line("no computers yet; make one with: roost create NAME");
+    }
+    let rows: Vec<Vec<String>> = computers
+        .iter()
+        .map(|computer| {
+            vec![
+                computer.slug.clone(),
+                computer.status.to_string(),
+                computer.size.as_str().to_owned(),
+                computer.created_at.to_string().get(..16).unwrap_or_default().replace('T', " "),
+                computer.id.to_string(),
+            ]
+        })
+        .collect();
+    print_line(&table(&["NAME", "STATUS", "SIZE", "CREATED (UTC)", "ID"], &rows))
+}
+
+pub(crate) async fn show(client: &Client, args: &NameArg, json: bool) -> anyhow::Result<()> {
+    print_computer(&client.find(&args.name).await?, json)
+}
+
+pub(crate) async fn start(client: &Client, args: &NameArg, json: bool) -> anyhow::Result<()> {
+    verb(client, &args.name, "start", "starting", json).await
+}
+
+pub(crate) async fn restart(client: &Client, args: &NameArg, json: bool) -> anyhow::Result<()> {
+    verb(client, &args.name, "restart", "restarting", json).await
+}
+
+pub(crate) async fn stop(client: &Client, args: &StopArgs, json: bool) -> anyhow::Result<()> {
+    let Some(name) = &args.name else {
+        for computer in client.computers().await?.iter().filter(|computer| computer.status == Status::Running) {
+            verb(client, &computer.id.to_string(), "stop", "stopping", json).await?;
+        }
+        return Ok(());
+    };
+    verb(client, name, "stop", "stopping", json).await
+}
+
+async fn verb(client: &Client, name: &str, verb: &str, doing: &str, json: bool) -> anyhow::Result<()> {
+    let computer = client.find(name).await?;
+    let bar = progress(format!("{doing} {}", computer.name), json);
+    let computer: Computer =
+        client.call(Method::POST, &format!("/computers/{}/{verb}", computer.id), None).await?;
+    bar.finish_and_clear();
+    if json {
+        return print_json(&computer);
+    }
+    print_line(&format!("{} is {}", computer.slug, computer.status))
+}
+
+pub(crate) async fn delete(client: &Client, args: &DeleteArgs, json: bool) -> anyhow::Result<()> {
+    for name in &args.names {
+        let computer = client.find(name).await?;
+        let bar = progress(format!("deleting {}", computer.name), json);
+        let deleted: Deleted =
+            client.call(Method::DELETE, &format!("/computers/{}", computer.id), None).await?;
+        bar.finish_and_clear();
+        if json {
+            print_json(&deleted)?;
+        } else {
+            print_line(&format!("{} is deleted", computer.slug))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn screenshot(client: &Client, args: &ScreenshotArgs, json: bool) -> anyhow::Result<()> {
+    let computer = client.find(&args.name).await?;
+    let path = format!("/computers/{}/desktop/screenshot", computer.id);
+    let png = client.send(Method::GET, &path, None).await?.bytes().await.context("the picture was cut short")?;
+    std::fs::write(&args.output, &png).with_context(|| format!("failed to write {}", args.output))?;
+    if json {
+        return print_json(&json!({ "file": args.output, "bytes": png.len() }));
+    }
+    print_line(&format!("{} ({} bytes)", args.output, png.len()))
+}
+
+pub(crate) async fn open(client: &Client, args: &OpenArgs, json: bool) -> anyhow::Result<()> {
+    let computer = client.find(&args.name).await?;
+    let token: StreamToken =
+        client.call(Method::POST, &format!("/computers/{}/stream-token", computer.id), None).await?;
+    let urls: ComputerUrls =
+        client.call(Method::GET, &format!("/computers/{}/urls", computer.id), None).await?;
+    let page = if args.path { urls.desktop_path_url } else { urls.desktop_url };
+    // Behind `#` the token stays in the browser: it is in no request and no log.
+    let link = format!("{page}#auth={}", token.token);
+    if json {
+        return print_json(&json!({ "url": link, "expires_at": token.expires_at }));
+    }
+    print_line(&link)?;
+    let has_screen = ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some());
+    if !args.print && has_screen && std::io::stdout().is_terminal() {
+        // The link is printed; a host without a browser loses nothing.
+        drop(std::process::Command::new("xdg-open").arg(&link).spawn());
+    }
+    Ok(())
+}
+
+pub(crate) async fn logs(client: &Client, args: &LogsArgs, json: bool) -> anyhow::Result<()> {
+    let computer = client.find(&args.name).await?;
+    let path = format!("/computers/{}/logs?lines={}", computer.id, args.lines);
+    let console: ConsoleLines = client.call(Method::GET, &path, None).await?;
+    if json {
+        return print_json(&console);
+    }
+    console.lines.iter().try_for_each(|line| print_line(line))
+}
+
+fn print_computer(computer: &Computer, json: bool) -> anyhow::Result<()> {
+    if json {
+        return print_json(computer);
+    }
+    let mut lines = vec![
+        ("name", computer.name.clone()),
+        ("id", computer.id.to_string()),
+        ("status", computer.status.to_string()),
+        ("size", format!("{}: {} vCPU, {} MiB", computer.size.as_str(), computer.vcpus, computer.memory_mb)),
+        ("created", computer.created_at.to_string()),
+        ("desktop", computer.desktop_url.clone()),
+    ];
+    if let Some(error) = &computer.error {
+        lines.insert(3, ("error", error.clone()));
+    }
+    for (label, value) in lines {
+        print_line(&format!("{label:8} {value}"))?;
+    }
+    if computer.status == Status::Running {
+        print_line(&format!("\nopen the desktop with: roost open {}", computer.slug))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! `roost serve`: the control plane and its HTTP surface in one process.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use clap::Args;
+use roost_control::{Config, Control, NoHook, PublicUrls, StreamKey, TemplateFiles, Templates};
+use roost_image::Template;
+use roost_launch::{Local, LocalConfig};
+use roost_machine_proto::NetworkSpec;
+use roost_store::Store;
+use rustix::fs::{FlockOperation, flock};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::DataArgs;
+
+/// The template every computer starts from.
+pub(crate) const TEMPLATE: &str = "miosa-desktop";
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    data: DataArgs,
+
+    /// Address to listen on
+    #[arg(long, env = "ROOST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
+    listen: SocketAddr,
+
+    /// Origin under which clients reach this server [default: http://ADDRESS]
+    #[arg(long, env = "ROOST_PUBLIC_URL", value_name = "URL")]
+    public_url: Option<String>,
+
+    /// Domain of the computers' host names, with its port [default: localhost:PORT]
+    #[arg(long, env = "ROOST_DOMAIN", value_name = "DOMAIN")]
+    domain: Option<String>,
+
+    /// Private IPv4 network that computers may reach, in CIDR form; may be repeated
+    #[arg(long = "allow-network", env = "ROOST_ALLOW_NETWORK", value_delimiter = ',', value_name = "CIDR")]
+    allow_networks: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Built(roost_image::Templates);
+
+impl Templates for Built {
+    fn current(&self, name: &str) -> Option<TemplateFiles> {
+        self.0.current(name).map(files)
+    }
+
+    fn build(&self, name: &str, digest: &str) -> Option<TemplateFiles> {
+        self.0.list().into_iter().find(|template| template.name == name && template.digest == digest).map(files)
+    }
+}
+
+fn files(template: Template) -> TemplateFiles {
+    TemplateFiles {
+        digest: template.digest,
+        base: template.base,
+        kernel: template.kernel,
+        initrd: template.initrd,
+    }
+}
+
+pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
+    log();
+    let data = args.data.data()?;
+    let templates_dir = args.data.templates()?;
+    make_data_directory(&data)?;
+    let _lock = lock(&data)?;
+
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!("failed to listen on {}: is the port taken? choose another with --listen", args.listen)
+    })?;
+    let address = listener.local_addr()?;
+
+    let templates = roost_image::Templates::new(templates_dir.clone());
+    let template = templates.current(TEMPLATE).with_context(|| {
+        format!("the template {TEMPLATE} is not built (looked in {templates_dir}): run `roost image build`")
+    })?;
+    let verdict = roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json"))?;
+    tracing::info!(accelerator = ?verdict.accelerator, why = verdict.why, qemu = verdict.qemu.full, "host");
+
+    let store = Store::open(&data.join("roost.db")).await?;
+    let key = roost_control::first_key(&store).await?;
+    if let Some(key) = key {
+        let path = data.join("admin.key");
+        write_secret(&path, &key.text)?;
+        // Shown once; the server keeps only its hash.
+        crate::output::print_line(&format!("admin API key, shown once and kept in {path}:\n  {}", key.text))?;
+    }
+    let launcher = Local::new(LocalConfig {
+        machines: data.join("machines"),
+        templates: templates_dir,
+        program: Utf8PathBuf::try_from(std::env::current_exe()?)?,
+    })?;
+    let origin = args.public_url.unwrap_or_else(|| format!("http://{address}"));
+    let origin = origin.trim_end_matches('/').to_owned();
+    let Some((scheme, _)) = origin.split_once("://") else {
+        bail!("--public-url {origin:?} is not an address such as https://roost.example.org");
+    };
+    let domain = args.domain.unwrap_or_else(|| format!("localhost:{}", address.port()));
+    let keys = data.join("keys");
+    let config = Config {
+        urls: PublicUrls { scheme: scheme.to_owned(), origin: origin.clone(), domain: domain.clone() },
+        accelerator: verdict.accelerator,
+        network: NetworkSpec { allow: args.allow_networks },
+        stream_key: StreamKey::load(&keys.join("stream.key")).context("failed to read keys/stream.key")?,
+    };
+    let built = Arc::new(Built(templates));
+    let control = Control::start(store.clone(), Arc::new(launcher), built, config, Arc::new(NoHook)).await?;
+    let router = roost_http::router(roost_http::App { control, domain })?;
+
+    tracing::info!(%address, data = %data, version = env!("CARGO_PKG_VERSION"), "serving");
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // Open streams would hold a graceful shutdown for ever, and computers outlive the server anyway.
+    tokio::select! {
+        result = async { axum::serve(listener, router).await } => result?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("the server ends; computers keep running and are found again at the next start");
+    store.close().await;
+    Ok(())
+}
+
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ROOST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+fn make_data_directory(data: &Utf8Path) -> anyhow::Result<()> {
+    let failed = || format!("failed to make the data directory {data}: choose another with --data");
+    std::fs::create_dir_all(data.join("keys")).with_context(failed)?;
+    // Machines run as other users when the server is root; they pass through, and list nothing.
+    let mode = if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 };
+    std::fs::set_permissions(data, std::fs::Permissions::from_mode(mode)).with_context(failed)?;
+    std::fs::set_permissions(data.join("keys"), std::fs::Permissions::from_mode(0o700)).with_context(failed)
+}
+
+/// Two servers on one data directory would run every workflow twice.
+fn lock(data: &Utf8Path) -> anyhow::Result<File> {
+    let path = data.join("server.lock");
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let pid = std::fs::read_to_string(&path).unwrap_or_default();
+        bail!("another server (process {}) runs on {data}: stop it, or choose another --data", pid.trim());
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+fn write_secret(path: &Utf8Path, text: &str) -> anyhow::Result<()> {
+    let failed = || format!("failed to write {path}");
+    let mut file =
+        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).with_context(failed)?;
+    writeln!(file, "{text}").with_context(failed)?;
+    file.sync_all().with_context(failed)
+}
