@@ -1,1 +1,154 @@
-fn main() {}
+//! The agent inside every computer: what the host asks of a guest, it asks here.
+//!
+//! It answers the gRPC contract of `roost-guest-proto` over HTTP/2 on one virtio-serial port and has a
+//! folder per service:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `transport` | the port (or a unix socket) as a sequence of HTTP/2 connections |
+//! | `system` | identity, environment, readiness of the desktop, usage, power |
+//! | `process` | commands: start, stream, signal, end |
+//! | `desktop` | pixels, pointer and keyboard of the X display |
+//! | `tunnel` | byte streams into the guest |
+//!
+//! One thread serves all calls: they wait for other programs nearly all the time, and a second thread costs
+//! more than it gives on a guest this small. What may block (X requests, small files) goes to tokio's
+//! blocking threads; one thread more watches the desktop come and go. When nothing is asked, nothing runs.
+//!
+//! It knows nothing of tenants, names of computers in the API, or images.
+
+mod descriptor;
+mod desktop;
+mod process;
+mod services;
+mod system;
+mod transport;
+mod tunnel;
+
+use std::{convert::Infallible, path::PathBuf, process::ExitCode};
+
+use tracing::level_filters::LevelFilter;
+
+use crate::{
+    desktop::{DesktopService, display::DisplayAddress, readiness},
+    process::ProcessService,
+    services::Services,
+    system::{SystemService, environment::Environment},
+    transport::ServeError,
+    tunnel::TunnelService,
+};
+
+const USAGE: &str = "\
+usage: roost-guest (--port PATH | --unix PATH) [--user NAME] [--display :N] [--xauthority PATH] [--rfb PATH]
+
+  --port PATH        serve the virtio-serial port PATH
+  --unix PATH        serve a unix socket at PATH instead
+  --user NAME        the desktop user (user)
+  --display :N       the desktop's X display (:0)
+  --xauthority PATH  its cookie file (/home/user/.Xauthority)
+  --rfb PATH         the unix socket of its RFB server (/run/roost/rfb.sock)
+
+ROOST_LOG sets what is logged: error, warn (the default), info, debug.";
+
+#[derive(Debug)]
+enum Transport {
+    Port(PathBuf),
+    Unix(PathBuf),
+}
+
+#[derive(Debug)]
+struct Arguments {
+    transport: Transport,
+    user: String,
+    display: DisplayAddress,
+    rfb: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ArgumentError {
+    #[error("unknown argument `{0}`")]
+    Unknown(String),
+    #[error("`{0}` needs a value")]
+    NoValue(String),
+    #[error("`--display {0}`: must be a colon and a number, like `:0`")]
+    Display(String),
+    #[error("one of --port and --unix is needed")]
+    NoTransport,
+}
+
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, ArgumentError> {
+        let mut transport = None;
+        let mut user = "user".to_owned();
+        let mut display = 0;
+        let mut authority = PathBuf::from("/home/user/.Xauthority");
+        let mut rfb = PathBuf::from("/run/roost/rfb.sock");
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| ArgumentError::NoValue(word.clone()));
+            match word.as_str() {
+                "--port" => transport = Some(Transport::Port(value()?.into())),
+                "--unix" => transport = Some(Transport::Unix(value()?.into())),
+                "--user" => user = value()?,
+                "--display" => {
+                    let text = value()?;
+                    let number = text.strip_prefix(':').and_then(|number| number.parse().ok());
+                    display = number.ok_or(ArgumentError::Display(text))?;
+                }
+                "--xauthority" => authority = value()?.into(),
+                "--rfb" => rfb = value()?.into(),
+                _ => return Err(ArgumentError::Unknown(word)),
+            }
+        }
+        let transport = transport.ok_or(ArgumentError::NoTransport)?;
+        Ok(Self { transport, user, display: DisplayAddress::new(display, authority), rfb })
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("{error}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let level = std::env::var("ROOST_LOG").ok().and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level.unwrap_or(LevelFilter::WARN))
+        .with_ansi(false)
+        .without_time() // the journal has it
+        .init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let Err(error) = runtime.block_on(serve(arguments));
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    eprintln!("{text}");
+    ExitCode::FAILURE
+}
+
+async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
+    let Arguments { transport, user, display, rfb } = arguments;
+    let readiness = readiness::watch(display.clone());
+    let environment = Environment::restore(user.clone(), display.clone(), readiness.clone());
+    let services = Services::new(
+        SystemService::new(environment.clone(), readiness),
+        ProcessService::new(environment, user, display.clone()),
+        DesktopService::new(display),
+        TunnelService::new(rfb),
+    );
+    match transport {
+        Transport::Port(path) => transport::serve_port(path, services).await,
+        Transport::Unix(path) => transport::serve_unix(path, services).await,
+    }
+}

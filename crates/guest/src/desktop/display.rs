@@ -1,0 +1,225 @@
+//! The agent's connections to the X server of the desktop.
+//!
+//! There is one for all requests of the host ([`DisplayHandle`]), opened when it is first needed and again
+//! when the server has been restarted. Everything here blocks and belongs on a blocking thread.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::{fs::OpenOptionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::fs::OFlags;
+use tonic::Status;
+use x11rb::{
+    connection::Connection,
+    errors::{ConnectError, ConnectionError, ReplyError},
+    protocol::xproto::{Screen, Window},
+    rust_connection::{DefaultStream, RustConnection},
+};
+
+use super::{capture::CaptureError, input::InputError};
+
+pub(super) const SOCKETS: &str = "/tmp/.X11-unix";
+pub(super) const SOCKETS_PARENT: &str = "/tmp";
+/// No cookie file is near this size.
+const AUTHORITY_LIMIT: u64 = 64 * 1024;
+const COOKIE: &[u8] = b"MIT-MAGIC-COOKIE-1";
+
+/// Where the X server is, and the cookie that opens it.
+#[derive(Debug, Clone)]
+pub(crate) struct DisplayAddress {
+    number: u16,
+    authority: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DisplayError {
+    #[error("the desktop does not answer on display :{number}: {source}; is it still starting?")]
+    Unreachable { number: u16, source: io::Error },
+    #[error("the desktop on display :{number} refused the agent: {source}")]
+    Refused { number: u16, source: ConnectError },
+    #[error("the connection to the desktop broke: {0}")]
+    Lost(#[from] ConnectionError),
+    #[error("the desktop refused a request: {0}")]
+    Request(ReplyError),
+    #[error("the X server lacks {0}")]
+    Lacks(&'static str),
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    #[error(transparent)]
+    Input(#[from] InputError),
+}
+
+impl From<ReplyError> for DisplayError {
+    fn from(error: ReplyError) -> Self {
+        match error {
+            ReplyError::ConnectionError(error) => Self::Lost(error),
+            error @ ReplyError::X11Error(_) => Self::Request(error),
+        }
+    }
+}
+
+impl From<DisplayError> for Status {
+    fn from(error: DisplayError) -> Self {
+        match error {
+            DisplayError::Unreachable { .. } | DisplayError::Refused { .. } | DisplayError::Lost(_) => {
+                Status::unavailable(error.to_string())
+            }
+            DisplayError::Request(_) => Status::internal(error.to_string()),
+            DisplayError::Lacks(_) => Status::unimplemented(error.to_string()),
+            DisplayError::Capture(error) => error.into(),
+            DisplayError::Input(error) => error.into(),
+        }
+    }
+}
+
+impl DisplayAddress {
+    pub(crate) fn new(number: u16, authority: PathBuf) -> Self {
+        Self { number, authority }
+    }
+
+    /// As in `$DISPLAY`.
+    pub(crate) fn name(&self) -> String {
+        format!(":{}", self.number)
+    }
+
+    pub(crate) fn authority(&self) -> &Path {
+        &self.authority
+    }
+
+    pub(super) fn connect(&self) -> Result<Display, DisplayError> {
+        let number = self.number;
+        let stream = UnixStream::connect(Path::new(SOCKETS).join(format!("X{number}")))
+            .and_then(DefaultStream::from_unix_stream)
+            .map_err(|source| DisplayError::Unreachable { number, source })?;
+        // Without a cookie the server may still let root in; if not, it says so.
+        let cookie = self.cookie().unwrap_or_default();
+        let name = if cookie.is_empty() { Vec::new() } else { COOKIE.to_vec() };
+        let connection = RustConnection::connect_to_stream_with_auth_info(stream.0, 0, name, cookie)
+            .map_err(|source| DisplayError::Refused { number, source })?;
+        let screen = connection.setup().roots.first().ok_or(DisplayError::Lacks("a screen"))?.clone();
+        Ok(Display { root: screen.root, screen, connection })
+    }
+
+    fn cookie(&self) -> Option<Vec<u8>> {
+        let mut data = Vec::new();
+        // The file is in the user's hands: it may be a pipe, or endless.
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).ok()?;
+        let file = File::options().read(true).custom_flags(flags).open(&self.authority).ok()?;
+        file.take(AUTHORITY_LIMIT).read_to_end(&mut data).ok()?;
+        cookie_for(&data, self.number)
+    }
+}
+
+/// The entry for a display in a cookie file: family, address, display number, scheme and data, each but the
+/// family with a length of two bytes before it, all big-endian.
+fn cookie_for(mut data: &[u8], number: u16) -> Option<Vec<u8>> {
+    fn field<'a>(data: &mut &'a [u8]) -> Option<&'a [u8]> {
+        let (length, rest) = data.split_first_chunk::<2>()?;
+        let (field, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+        *data = rest;
+        Some(field)
+    }
+    loop {
+        data = data.get(2..)?;
+        let _address = field(&mut data)?;
+        let display = field(&mut data)?;
+        let scheme = field(&mut data)?;
+        let cookie = field(&mut data)?;
+        if scheme == COOKIE && (display.is_empty() || display == number.to_string().as_bytes()) {
+            return Some(cookie.to_vec());
+        }
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Display {
+    pub(super) connection: RustConnection,
+    pub(super) root: Window,
+    pub(super) screen: Screen,
+}
+
+/// The connection for the host's requests, with what `T` keeps beside it.
+#[derive(Debug)]
+pub(super) struct DisplayHandle<T> {
+    address: DisplayAddress,
+    current: Mutex<Option<Arc<T>>>,
+    open: fn(Display) -> Result<T, DisplayError>,
+}
+
+impl<T> DisplayHandle<T> {
+    pub(super) fn new(address: DisplayAddress, open: fn(Display) -> Result<T, DisplayError>) -> Self {
+        Self { address, current: Mutex::new(None), open }
+    }
+
+    fn current(&self) -> Result<Arc<T>, DisplayError> {
+        // A panic under this lock leaves a whole value behind.
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some(session) => Ok(session.clone()),
+            None => {
+                let session = Arc::new((self.open)(self.address.connect()?)?);
+                *current = Some(session.clone());
+                Ok(session)
+            }
+        }
+    }
+
+    fn forget(&self, lost: &Arc<T>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, lost)) {
+            *current = None;
+        }
+    }
+
+    /// Does something that may be done twice: once more when the connection turns out to be a dead one.
+    pub(super) fn with<R>(
+        &self,
+        mut work: impl FnMut(&Arc<T>) -> Result<R, DisplayError>,
+    ) -> Result<R, DisplayError> {
+        let session = self.current()?;
+        match work(&session) {
+            Err(DisplayError::Lost(error)) => {
+                tracing::info!(%error, "the connection to the desktop broke");
+                self.forget(&session);
+                work(&self.current()?)
+            }
+            result => result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(display: &[u8], scheme: &[u8], cookie: &[u8]) -> Vec<u8> {
+        let mut data = vec![1, 0];
+        for field in [b"host".as_slice(), display, scheme, cookie] {
+            data.extend(u16::try_from(field.len()).unwrap().to_be_bytes());
+            data.extend(field);
+        }
+        data
+    }
+
+    #[test]
+    fn picks_the_cookie_of_the_display() {
+        let file = [
+            entry(b"1", COOKIE, b"one"),
+            entry(b"0", b"XDM-AUTHORIZATION-1", b"other"),
+            entry(b"0", COOKIE, b"zero"),
+        ]
+        .concat();
+        assert_eq!(cookie_for(&file, 0).unwrap(), b"zero");
+        assert_eq!(cookie_for(&file, 1).unwrap(), b"one");
+        assert_eq!(cookie_for(&file, 2), None);
+        assert_eq!(cookie_for(&entry(b"", COOKIE, b"any"), 7).unwrap(), b"any");
+        for cut in 0..file.len() {
+            let _no_panic = cookie_for(&file[..cut], 0);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The desktop of the computer: its pixels, its pointer, its keyboard.
+
+mod capture;
+pub(crate) mod display;
+mod input;
+mod keyboard;
+mod keysym;
+mod pixels;
+pub(crate) mod readiness;
+
+use std::{pin::Pin, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use roost_guest_proto::v1::{
+    CaptureReply, CaptureRequest, CursorReply, CursorRequest, InputReply, InputRequest, ScreenReply,
+    ScreenRequest, desktop_server::Desktop,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use x11rb::protocol::xproto::ConnectionExt as _;
+
+use self::{
+    capture::Capturer,
+    display::{Display, DisplayAddress, DisplayError, DisplayHandle},
+    input::{Hands, Turn},
+};
+use crate::system::blocking;
+
+const PIECE: usize = 256 * 1024;
+/// Each capture in progress holds a picture until the host has read it.
+const CAPTURES: usize = 8;
+
+/// One connection to the X server and what belongs to it.
+#[derive(Debug)]
+struct Session {
+    display: Display,
+    capturer: Capturer,
+    hands: Hands,
+}
+
+impl Session {
+    fn new(display: Display) -> Result<Self, DisplayError> {
+        Ok(Self { capturer: Capturer::new(&display)?, hands: Hands::new(&display)?, display })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct DesktopService {
+    handle: Arc<DisplayHandle<Session>>,
+    captures: Arc<Semaphore>,
+    turn: Turn,
+}
+
+impl DesktopService {
+    pub(crate) fn new(address: DisplayAddress) -> Self {
+        Self {
+            handle: Arc::new(DisplayHandle::new(address, Session::new)),
+            captures: Arc::new(Semaphore::new(CAPTURES)),
+            turn: Turn::default(),
+        }
+    }
+
+    async fn with<R: Send + 'static>(
+        &self,
+        mut work: impl FnMut(&Session) -> Result<R, DisplayError> + Send + 'static,
+    ) -> Result<R, Status> {
+        let handle = self.handle.clone();
+        blocking(move || handle.with(|session| work(session))).await
+    }
+}
+
+#[tonic::async_trait]
+impl Desktop for DesktopService {
+    async fn screen(&self, _: Request<ScreenRequest>) -> Result<Response<ScreenReply>, Status> {
+        let reply = self
+            .with(|session| {
+                let Display { connection, root, .. } = &session.display;
+                let screen = connection.get_geometry(*root)?.reply()?;
+                Ok(ScreenReply {
+                    width: screen.width.into(),
+                    height: screen.height.into(),
+                    depth: screen.depth.into(),
+                })
+            })
+            .await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn cursor(&self, _: Request<CursorRequest>) -> Result<Response<CursorReply>, Status> {
+        let reply = self
+            .with(|session| {
+                let Display { connection, root, .. } = &session.display;
+                let pointer = connection.query_pointer(*root)?.reply()?;
+                Ok(CursorReply { x: pointer.root_x.into(), y: pointer.root_y.into() })
+            })
+            .await?;
+        Ok(Response::new(reply))
+    }
+
+    type CaptureStream = Pin<Box<dyn Stream<Item = Result<CaptureReply, Status>> + Send>>;
+
+    async fn capture(
+        &self,
+        request: Request<CaptureRequest>,
+    ) -> Result<Response<Self::CaptureStream>, Status> {
+        let region = request.into_inner().region;
+        let place = match self.captures.clone().acquire_owned().await {
+            Ok(place) => place,
+            Err(closed) => return Err(Status::internal(closed.to_string())),
+        };
+        let image = self.with(move |session| session.capturer.capture(&session.display, region)).await?;
+        let size = CaptureReply { width: image.width, height: image.height, rgb: Bytes::new() };
+        // One buffer for the whole picture; the pieces are views of it.
+        let pieces = stream::unfold((Bytes::from(image.rgb), place), |(mut rest, place)| async move {
+            if rest.is_empty() {
+                return None;
+            }
+            let rgb = rest.split_to(rest.len().min(PIECE));
+            Some((Ok(CaptureReply { width: 0, height: 0, rgb }), (rest, place)))
+        });
+        Ok(Response::new(Box::pin(stream::StreamExt::chain(
+            stream::once(std::future::ready(Ok(size))),
+            pieces,
+        ))))
+    }
+
+    async fn input(&self, request: Request<InputRequest>) -> Result<Response<InputReply>, Status> {
+        let steps = input::check(request.into_inner())?;
+        // Whoever drops the call stops the actions, but not before what is held down is let go.
+        let stop = CancellationToken::new();
+        let _stopper = stop.clone().drop_guard();
+        let work = input::perform(self.handle.clone(), self.turn.clone(), steps, stop);
+        match tokio::spawn(work).await {
+            Ok(result) => result.map(|()| Response::new(InputReply {})),
+            Err(panic) => Err(Status::internal(format!("the agent failed: {panic}"))),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Hands each call to the service its path names.
+
+use std::{convert::Infallible, future::Future, pin::Pin};
+
+use hyper::body::Incoming;
+use roost_guest_proto::v1::{
+    desktop_server::DesktopServer, process_server::ProcessServer, system_server::SystemServer,
+    tunnel_server::TunnelServer,
+};
+use tonic::{body::Body, codegen::Service, server::NamedService};
+
+use crate::{desktop::DesktopService, process::ProcessService, system::SystemService, tunnel::TunnelService};
+
+type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    system: SystemServer<SystemService>,
+    process: ProcessServer<ProcessService>,
+    desktop: DesktopServer<DesktopService>,
+    tunnel: TunnelServer<TunnelService>,
+}
+
+impl Services {
+    pub(crate) fn new(
+        system: SystemService,
+        process: ProcessService,
+        desktop: DesktopService,
+        tunnel: TunnelService,
+    ) -> Self {
+        Self {
+            system: SystemServer::new(system),
+            process: ProcessServer::new(process),
+            desktop: DesktopServer::new(desktop),
+            tunnel: TunnelServer::new(tunnel),
+        }
+    }
+}
+
+impl hyper::service::Service<http::Request<Incoming>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: http::Request<Incoming>) -> Answer {
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        match service {
+            SystemServer::<SystemService>::NAME => answer(self.system.clone(), request),
+            ProcessServer::<ProcessService>::NAME => answer(self.process.clone(), request),
+            DesktopServer::<DesktopService>::NAME => answer(self.desktop.clone(), request),
+            TunnelServer::<TunnelService>::NAME => answer(self.tunnel.clone(), request),
+            _ => {
+                let unknown = tonic::Status::unimplemented(format!("there is no service `{service}`"));
+                Box::pin(std::future::ready(Ok(unknown.into_http())))
+            }
+        }
+    }
+}
+
+fn answer<S>(mut service: S, request: http::Request<Incoming>) -> Answer
+where
+    S: Service<http::Request<Incoming>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    Box::pin(service.call(request))
+}
