@@ -189,7 +189,8 @@ mod tests {
         let mut orphan = open();
         rustix::fs::flock(&orphan, FlockOperation::LockExclusive).unwrap();
         writeln!(orphan, "{}", gone.id()).unwrap();
-        let waiting = std::thread::spawn(move || lock(&mut open()));
+        let mut next = open();
+        let waiting = std::thread::spawn(move || lock(&mut next));
         drop(orphan);
         waiting.join().unwrap().unwrap();
     }

@@ -104,16 +104,15 @@ pub async fn run(
         if let State::Ended(ending) = &vm.state {
             return vm.result(ending.clone());
         }
-        let deadline = vm.deadline;
         let next = tokio::select! {
             Some(event) = event.recv() => event,
             Some(event) = link.recv() => vm.take_link_event(event),
             Some(()) = stop.recv() => Event::StopAsked,
-            outcome = async { vm.call.as_mut().expect("checked").await }, if vm.call.is_some() => {
+            outcome = answered(&mut vm.call) => {
                 vm.call = None;
                 outcome
             }
-            () = tokio::time::sleep_until(deadline.expect("checked")), if deadline.is_some() => {
+            () = passed(vm.deadline) => {
                 vm.deadline = None;
                 Event::DeadlinePassed
             }
@@ -392,6 +391,20 @@ impl Output {
 
     fn log(&self) -> std::sync::MutexGuard<'_, Console> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn answered(call: &mut Option<Call>) -> Event {
+    match call {
+        Some(call) => call.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,0 +1,189 @@
+//! The machine process with a real QEMU. The computers come from a template
+//! (`ROOST_TEMPLATES` or `~/.local/share/roost/templates`), named `miosa-desktop`.
+//!
+//! Each test runs the machine process as a process of its own, by starting this test program again for the
+//! one "test" [`machine_process`].
+
+mod harness;
+
+use std::time::Duration;
+
+use harness::{Machine, Template, exec, exec_ok};
+use roost_machine_proto::v1::Phase;
+use roost_machine_proto::{DISK_FILE, MachineResult, SOCKET_FILE};
+
+/// Not a test: the body of the machine process that the others start.
+#[test]
+#[ignore = "the machine process of the other tests"]
+fn machine_process() {
+    harness::machine_process();
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn a_kernel_without_its_disk_is_a_boot_loop_with_the_kernels_own_words() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    // An empty initrd: the kernel finds no program to start.
+    let empty = machine.path("empty.initrd");
+    std::fs::write(&empty, b"").unwrap();
+    machine.spec.boot.initrd = empty;
+    machine.start();
+    let last = machine.watch_until(Phase::Failed, Duration::from_secs(120)).await;
+    assert!(last.reason.starts_with("the guest's kernel stopped: "), "{}", last.reason);
+    assert!(last.console.iter().any(|line| line.contains("Kernel panic")), "{:?}", last.console);
+    machine.wait_for_exit();
+    match machine.outcome().result {
+        MachineResult::Failed { reason, console } => {
+            assert_eq!(reason, last.reason);
+            assert_eq!(console, last.console);
+        }
+        MachineResult::Stopped => panic!("stopped"),
+    }
+    assert!(!machine.path(SOCKET_FILE).exists());
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn a_missing_disk_is_never_replaced() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    machine.spec.disk = roost_machine_proto::DiskSpec::Existing;
+    machine.start();
+    machine.wait_for_exit();
+    match machine.outcome().result {
+        MachineResult::Failed { reason, .. } => assert!(reason.contains("is missing"), "{reason}"),
+        MachineResult::Stopped => panic!("stopped"),
+    }
+    assert!(!machine.path(DISK_FILE).exists());
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn qemu_dies_with_its_machine_process_and_the_machine_process_tells_of_its_qemu() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    machine.start();
+    machine.watch_until(Phase::Booting, Duration::from_secs(20)).await;
+    let qemu = machine.qemu();
+
+    // Only one process for one directory.
+    let refused = machine.second_process();
+    assert!(refused.contains("already runs this computer"), "{refused}");
+
+    machine.kill();
+    harness::wait_gone(qemu, Duration::from_secs(5));
+    assert!(machine.try_outcome().is_none(), "a killed process leaves no outcome");
+
+    // The next one takes over at once, from the same files.
+    machine.spec.generation += 1;
+    machine.start();
+    machine.watch_until(Phase::Booting, Duration::from_secs(20)).await;
+    harness::kill(machine.qemu());
+    let last = machine.watch_until(Phase::Failed, Duration::from_secs(10)).await;
+    assert!(last.reason.contains("killed by signal 9"), "{}", last.reason);
+    machine.wait_for_exit();
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn a_stop_while_booting_ends_in_order() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    machine.start();
+    machine.watch_until(Phase::Booting, Duration::from_secs(20)).await;
+    machine.terminate();
+    machine.stop().await;
+    machine.stop().await;
+    machine.watch_until(Phase::Stopped, Duration::from_secs(120)).await;
+    machine.wait_for_exit();
+    assert_eq!(machine.outcome().result, MachineResult::Stopped);
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn a_computer_runs_stops_and_runs_again_with_its_files() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    machine.spec.env.insert("GREETING".to_owned(), "hello".to_owned());
+    let started = std::time::Instant::now();
+    machine.start();
+    machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
+    println!("spec to running: {:?}", started.elapsed());
+    machine.print_memory("running");
+
+    let mut guest = machine.guest().await;
+    assert_eq!(exec_ok(&mut guest, "hostname").await, format!("{}\n", machine.spec.hostname));
+    assert_eq!(exec_ok(&mut guest, "cat /etc/machine-id").await, format!("{}\n", machine.spec.machine_id));
+    assert_eq!(exec_ok(&mut guest, "echo $GREETING").await, "hello\n");
+    exec_ok(&mut guest, "echo kept > ~/file && sync").await;
+    for round in 0..5 {
+        let began = std::time::Instant::now();
+        exec_ok(&mut guest, "true").await;
+        println!("exec {round}: {:?}", began.elapsed());
+    }
+    let began = std::time::Instant::now();
+    let zeros = exec(&mut guest, "head -c 67108864 /dev/zero").await;
+    println!("64 MiB from the guest: {:?}", began.elapsed());
+    assert_eq!(zeros.stdout.len(), 67_108_864);
+
+    // A restart from inside gives it its identity again.
+    exec(&mut guest, "sudo systemctl reboot").await;
+    machine.watch_until(Phase::Booting, Duration::from_secs(60)).await;
+    machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
+    let mut guest = machine.guest().await;
+    assert_eq!(exec_ok(&mut guest, "hostname; echo $GREETING").await, format!("{}\nhello\n", machine.spec.hostname));
+
+    let began = std::time::Instant::now();
+    machine.stop().await;
+    machine.watch_until(Phase::Stopped, Duration::from_secs(90)).await;
+    println!("stop: {:?}", began.elapsed());
+    machine.wait_for_exit();
+    assert_eq!(machine.outcome().result, MachineResult::Stopped);
+
+    machine.spec.disk = roost_machine_proto::DiskSpec::Existing;
+    machine.spec.generation += 1;
+    machine.start();
+    machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
+    let mut guest = machine.guest().await;
+    assert_eq!(exec_ok(&mut guest, "cat ~/file").await, "kept\n");
+
+    // A power-off from inside is a stop.
+    exec(&mut guest, "sudo systemctl poweroff").await;
+    machine.watch_until(Phase::Stopped, Duration::from_secs(90)).await;
+    machine.wait_for_exit();
+    assert_eq!(machine.outcome().result, MachineResult::Stopped);
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn the_guest_reaches_the_internet_and_nothing_of_the_host() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    machine.start();
+    machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
+    let mut guest = machine.guest().await;
+
+    // A service on every address of the host.
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut addresses: Vec<String> =
+        ["10.0.2.2", "127.0.0.1", "198.18.0.2", "198.18.0.3", "198.18.0.100"].map(str::to_owned).to_vec();
+    addresses.extend(harness::host_addresses());
+    for address in addresses {
+        let connect = format!("timeout 10 bash -c 'exec 3<>/dev/tcp/{address}/{port}'");
+        let outcome = exec(&mut guest, &connect).await;
+        assert_ne!(outcome.code, 0, "the guest reached {address}:{port}");
+        println!("{address}: {}", String::from_utf8_lossy(&outcome.stderr).lines().next().unwrap_or_default());
+    }
+    let reached = tokio::time::timeout(Duration::from_millis(10), listener.accept()).await;
+    assert!(reached.is_err(), "somebody reached the host");
+
+    // Its names resolve and its package mirror answers.
+    let mirror = exec_ok(&mut guest, "grep -rhoE 'https?://[^/ ]+' /etc/apt | sort -u | head -1").await;
+    let name = mirror.trim().rsplit('/').next().unwrap();
+    println!("{}", exec_ok(&mut guest, &format!("getent hosts {name}")).await);
+    exec_ok(&mut guest, "sudo apt-get update 2>&1 | tail -3 >&2").await;
+    machine.stop().await;
+    machine.wait_for_exit();
+}
