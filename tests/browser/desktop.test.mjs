@@ -14,12 +14,11 @@ import {
   pathForm,
   ROOST_COMPUTER_ID,
   ROOST_URL,
-  samplePixels,
   saveScreenshot,
   streamToken,
   upgrade,
   waitConnected,
-  waitForChange,
+  waitForColour,
   waitForPicture,
 } from './support.mjs';
 
@@ -81,10 +80,10 @@ test('pointer and keys reach the guest', async () => {
     await page.goto(await desktopLink());
     await waitConnected(page);
     await waitForPicture(page);
-    const before = await samplePixels(page);
 
-    // A full-screen terminal whose shell says when it runs and hands over one line. Named pipes make both
-    // ends wait for each other, so nobody has to guess how long a window takes.
+    // A full-screen terminal, in a colour that nothing else has, whose shell says when it runs and hands over
+    // one line. Named pipes make both ends wait for each other, so nobody guesses how long a window takes.
+    const colour = '#96146e';
     const directory = (
       await guest(`
         set -e
@@ -92,6 +91,7 @@ test('pointer and keys reach the guest', async () => {
         mkfifo "$directory/ready" "$directory/typed"
         cat > "$directory/run" <<EOF
 #!/bin/sh
+printf '\\033]11;${colour}\\007'
 printf ready > "$directory/ready"
 IFS= read -r line
 printf %s "\\$line" > "$directory/typed"
@@ -102,7 +102,7 @@ EOF
         echo "$directory"`)
     ).trim();
     assert.equal(await guest(`timeout 60 cat '${directory}/ready' || cat '${directory}/log'`, 65), 'ready');
-    await waitForChange(page, before);
+    await waitForColour(page, Number.parseInt(colour.slice(1), 16));
 
     const canvas = page.locator('#screen canvas');
     await canvas.click();

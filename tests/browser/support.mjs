@@ -136,10 +136,6 @@ function installSampler() {
   };
 }
 
-export function samplePixels(page) {
-  return page.evaluate(() => window.samplePixels());
-}
-
 /** Waits until the canvas shows a picture: many colours, and none that fills nearly everything. */
 export async function waitForPicture(page) {
   const picture = await page.waitForFunction(() => {
@@ -156,12 +152,14 @@ export async function waitForPicture(page) {
   return picture.jsonValue();
 }
 
-/** Waits until more than half of the screen differs from `before`. */
-export async function waitForChange(page, before) {
-  await page.waitForFunction((old) => {
+/** Waits until more than half of the screen has this colour (`0xrrggbb`), give or take what JPEG does to it. */
+export async function waitForColour(page, wanted) {
+  await page.waitForFunction((wanted) => {
+    const isNear = (colour) =>
+      [16, 8, 0].every((shift) => Math.abs(((colour >> shift) & 0xff) - ((wanted >> shift) & 0xff)) <= 8);
     const now = window.samplePixels();
-    return now.length === old.length && now.filter((colour, at) => colour !== old[at]).length > now.length / 2;
-  }, before, POLLING);
+    return now.filter(isNear).length > now.length / 2;
+  }, wanted, POLLING);
 }
 
 /** Asks for a WebSocket without a browser, to see the answer a browser hides. */
