@@ -117,6 +117,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let router = roost_http::router(roost_http::App { control, domain })?;
 
     tracing::info!(%address, data = %data, version = env!("CARGO_PKG_VERSION"), "serving");
+    notify_ready(&format!("serving at {origin}"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Open streams would hold a graceful shutdown for ever, and computers outlive the server anyway.
@@ -127,6 +128,16 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     }
     tracing::info!("the server ends; computers keep running and are found again at the next start");
     store.close().await;
+    Ok(())
+}
+
+/// Tells who started us that we serve: systemd (`Type=notify`), or anyone who speaks its protocol.
+fn notify_ready(status: &str) -> anyhow::Result<()> {
+    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+        let message = format!("READY=1\nSTATUS={status}");
+        let sender = std::os::unix::net::UnixDatagram::unbound()?;
+        sender.send_to(message.as_bytes(), &socket).context("failed to report to NOTIFY_SOCKET")?;
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::routes::server::health;
 
 #[derive(RustEmbed)]
 #[folder = "../../web/dist"]
+#[allow_missing = true] // a checkout compiles before its pages are built
 struct Files;
 
 pub(crate) fn router(openapi: String) -> Router<App> {
@@ -28,7 +29,8 @@ pub(crate) fn router(openapi: String) -> Router<App> {
         .route("/openapi.json", get(openapi))
         .route("/", get(start_page))
         .route("/assets/{*path}", get(asset))
-        .route("/favicon.svg", get(|| async { page("favicon.svg") }))
+        .route("/desktop", get(|| async { Redirect::temporary("/desktop/index.html") }))
+        .route("/desktop/", get(|| async { Redirect::temporary("/desktop/index.html") }))
         .route("/desktop/index.html", get(|| async { page("desktop/index.html") }))
         .route("/desktop/session", get(session_by_host))
         .route("/desktop/{id}/index.html", get(|| async { page("desktop/index.html") }))
@@ -45,8 +47,8 @@ async fn start_page(State(app): State<App>, headers: HeaderMap) -> Response {
 
 async fn asset(Path(path): Path<String>) -> Response {
     let mut response = page(&format!("assets/{path}"));
-    if response.status().is_success() {
-        // The names of assets hold a hash of their content.
+    // The names of assets hold a hash of their content; the licences of what is bundled do not.
+    if response.status().is_success() && !path.ends_with(".txt") {
         let forever = HeaderValue::from_static("public, max-age=31536000, immutable");
         response.headers_mut().insert(header::CACHE_CONTROL, forever);
     }
@@ -66,6 +68,7 @@ fn page(name: &str) -> Response {
         Some("png") => "image/png",
         Some("woff2") => "font/woff2",
         Some("json") => "application/json",
+        Some("txt") => "text/plain; charset=utf-8",
         _ => "application/octet-stream",
     };
     let headers = [
@@ -75,8 +78,9 @@ fn page(name: &str) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (
             header::CONTENT_SECURITY_POLICY,
-            "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data: blob:; \
-             style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'",
+            // `data:` is for the guest's pointer and JPEG rectangles, which the browser decodes.
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+             base-uri 'none'; form-action 'none'",
         ),
     ];
     (StatusCode::OK, headers, file.data).into_response()

@@ -1,0 +1,108 @@
+//! What is killed when, and what is left afterwards.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use roost_tests::{Server, processes_naming};
+use serde_json::json;
+
+fn kill(pid: u32) -> Result<()> {
+    let status = std::process::Command::new("kill").args(["-9", &pid.to_string()]).status()?;
+    ensure!(status.success(), "failed to kill {pid}");
+    Ok(())
+}
+
+fn process(machine: &Path, part: &str) -> Result<u32> {
+    let found = processes_naming(machine)?;
+    let process = found.iter().find(|(_, command)| command.contains(part));
+    process.map(|(pid, _)| *pid).with_context(|| format!("no {part} among {found:?}"))
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn the_server_is_killed_during_create_and_while_running() -> Result<()> {
+    let mut server = Server::start()?;
+    let client = server.client();
+    let body = json!({ "name": "survivor", "template_type": "miosa-desktop" });
+    let created = client.post("/computers", body).await?;
+    let id = created.json()?["id"].as_str().context("no id")?.to_owned();
+
+    // During create: the new server takes the boot over.
+    server.kill_and_start_again()?;
+    let client = server.client();
+    client.running(&id).await?;
+    let boot = client.output(&id, "cat /proc/sys/kernel/random/boot_id").await?;
+
+    // While running: found again, not rebooted, and still usable.
+    client.output(&id, "(sleep 1000 >/dev/null 2>&1 &)").await?;
+    server.kill_and_start_again()?;
+    let client = server.client();
+    client.running(&id).await?;
+    ensure!(client.output(&id, "cat /proc/sys/kernel/random/boot_id").await? == boot, "it was rebooted");
+    client.output(&id, "pgrep -x sleep").await?;
+
+    // A delete while the server is down in the middle of it is finished at the next start.
+    let machine = server.data().join("machines").join(&id);
+    let deleting = {
+        let (client, id) = (client.clone(), id.clone());
+        tokio::spawn(async move { client.delete(&format!("/computers/{id}")).await })
+    };
+    // Whether the server got to it or not: afterwards the computer is whole or gone.
+    tokio::task::yield_now().await;
+    server.kill_and_start_again()?;
+    drop(deleting.await?);
+    let client = server.client();
+    let deleted = client.delete(&format!("/computers/{id}")).await?;
+    ensure!(deleted.status == 200 || deleted.status == 404, "{}", deleted.json()?);
+    ensure!(client.get(&format!("/computers/{id}")).await?.status == 404);
+    ensure!(!machine.exists() && processes_naming(&machine)?.is_empty());
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn qemu_is_killed() -> Result<()> {
+    let server = Server::start()?;
+    let client = server.client();
+    let id = client.create("fragile").await?;
+    client.output(&id, "echo safe > ~/safe && sync").await?;
+    let machine = server.data().join("machines").join(&id);
+
+    kill(process(&machine, "qemu-system")?)?;
+    // A call that waits for the end of the computer, instead of asking again and again.
+    let hung = client.post(&format!("/computers/{id}/exec"), json!({ "command": "sleep 60", "timeout": 60 })).await?;
+    ensure!(hung.status == 502 || hung.status == 409, "{} {}", hung.status, hung.json()?);
+    let computer = until_error(&client, &id).await?;
+    let reason = computer["error"].as_str().context("no reason")?;
+    ensure!(reason.contains("signal") || reason.contains("killed"), "{reason}");
+    let lines = client.get(&format!("/computers/{id}/logs?lines=20")).await?.json()?;
+    ensure!(lines["lines"].as_array().is_some_and(|lines| !lines.is_empty()), "no console lines: {lines}");
+    ensure!(processes_naming(&machine)?.is_empty(), "left running: {:?}", processes_naming(&machine)?);
+
+    let started = client.post(&format!("/computers/{id}/start"), json!({})).await?;
+    ensure!(started.status == 200 && started.json()?["status"] == "running", "{}", started.json()?);
+    ensure!(client.output(&id, "cat ~/safe").await? == "safe");
+
+    // The machine process takes its QEMU with it, and the computer says so.
+    kill(process(&machine, "roost machine").or_else(|_| process(&machine, " machine --dir"))?)?;
+    let computer = until_error(&client, &id).await?;
+    ensure!(computer["error"].as_str().is_some_and(|reason| reason.contains("start")), "{computer}");
+    ensure!(processes_naming(&machine)?.is_empty(), "left running: {:?}", processes_naming(&machine)?);
+    let started = client.post(&format!("/computers/{id}/start"), json!({})).await?;
+    ensure!(started.status == 200, "{}", started.json()?);
+    ensure!(client.output(&id, "cat ~/safe").await? == "safe");
+    ensure!(client.delete(&format!("/computers/{id}")).await?.status == 200);
+    Ok(())
+}
+
+/// The status follows the death of a process within moments; there is no public event stream yet to wait on.
+async fn until_error(client: &roost_tests::Client, id: &str) -> Result<serde_json::Value> {
+    for _ in 0..200 {
+        let computer = client.get(&format!("/computers/{id}")).await?.json()?;
+        if computer["status"] == "error" {
+            return Ok(computer);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("the computer did not turn to error: {}", client.get(&format!("/computers/{id}")).await?.json()?)
+}
