@@ -119,6 +119,10 @@ fn main() -> ExitCode {
         .with_ansi(false)
         .without_time() // the journal has it
         .init();
+    if let Err(error) = descriptor::keep_inherited_to_ourselves() {
+        eprintln!("list this process's open files: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -1,5 +1,7 @@
 //! Commands, as a host sees them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[expect(dead_code, reason = "each test program uses its part of the support")]
 mod support;
 

@@ -1,0 +1,417 @@
+//! The desktop, on a real X server of this host.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[expect(dead_code, reason = "each test program uses its part of the support")]
+mod support;
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use roost_guest_proto::v1::{
+    Button, CaptureRequest, CursorRequest, HealthRequest, InputAction, InputRequest, KeyChord, Point, Region,
+    ScreenRequest, Scroll, TypeSlowly, WaitDesktopRequest, desktop_client::DesktopClient,
+    input_action::Action, system_client::SystemClient,
+};
+use tempfile::TempDir;
+use tonic::{Code, Status, transport::Channel};
+use x11rb::{
+    connection::Connection,
+    protocol::{
+        Event,
+        xkb::{self, ConnectionExt as _},
+        xproto::{AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, ModMask, PropMode, WindowClass},
+    },
+    rust_connection::RustConnection,
+    wrapper::ConnectionExt as _,
+};
+
+use support::{Agent, within};
+
+const COOKIE: [u8; 16] = *b"0123456789abcdef";
+
+/// An X server that only this test knows the cookie of.
+#[derive(Debug)]
+struct Server {
+    process: Child,
+    directory: TempDir,
+    display: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = directory.path().join("authority");
+        let mut entry = vec![0xff, 0xff]; // any host
+        for field in [b"".as_slice(), b"", b"MIT-MAGIC-COOKIE-1", &COOKIE] {
+            entry.extend(u16::try_from(field.len()).unwrap().to_be_bytes());
+            entry.extend(field);
+        }
+        std::fs::write(&authority, entry).unwrap();
+        let mut process = Command::new("Xvnc")
+            .args(["-displayfd", "1", "-geometry", "640x400", "-depth", "24", "-rfbport", "-1"])
+            .args(["-SecurityTypes", "None", "-auth"])
+            .arg(&authority)
+            .arg("-rfbunixpath")
+            .arg(directory.path().join("rfb.sock"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut number = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut number).unwrap();
+        Self { process, directory, display: format!(":{}", number.trim()) }
+    }
+
+    fn authority(&self) -> PathBuf {
+        self.directory.path().join("authority")
+    }
+
+    fn agent(&self) -> Agent {
+        Agent::start(&["--display", &self.display, "--xauthority", self.authority().to_str().unwrap()])
+    }
+
+    fn connect(&self) -> (RustConnection, u32) {
+        let path = format!("/tmp/.X11-unix/X{}", &self.display[1..]);
+        let stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        let stream = x11rb::rust_connection::DefaultStream::from_unix_stream(stream).unwrap().0;
+        let connection = RustConnection::connect_to_stream_with_auth_info(
+            stream,
+            0,
+            b"MIT-MAGIC-COOKIE-1".to_vec(),
+            COOKIE.to_vec(),
+        )
+        .unwrap();
+        let root = connection.setup().roots[0].root;
+        (connection, root)
+    }
+
+    /// A terminal whose program writes down every byte it is given.
+    async fn terminal(&self) -> Terminal {
+        let process = Command::new("xterm")
+            .args(["-u8", "-e", "sh", "-c", "stty raw -echo; : > typed; exec cat >> typed"])
+            .current_dir(self.directory.path())
+            .env("DISPLAY", &self.display)
+            .env("XAUTHORITY", self.authority())
+            .env("LC_ALL", "C.UTF-8")
+            .spawn()
+            .unwrap();
+        let terminal = Terminal { process, typed: self.directory.path().join("typed") };
+        within("the terminal", || terminal.typed.exists()).await;
+        // Without a window manager the keyboard follows the pointer.
+        let (connection, root) = self.connect();
+        connection.warp_pointer(x11rb::NONE, root, 0, 0, 0, 0, 50, 50).unwrap();
+        connection.sync().unwrap();
+        terminal
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+#[derive(Debug)]
+struct Terminal {
+    process: Child,
+    typed: PathBuf,
+}
+
+impl Terminal {
+    /// What was typed since the last time, which must be `expected`.
+    async fn expect(&self, expected: &str) {
+        let mut typed = String::new();
+        for _ in 0..500 {
+            typed = String::from_utf8_lossy(&std::fs::read(&self.typed).unwrap()).into_owned();
+            if typed.len() >= expected.len() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(typed, expected);
+        std::fs::write(&self.typed, "").unwrap();
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+async fn input(channel: &Channel, actions: impl IntoIterator<Item = Action>) -> Result<(), Status> {
+    let actions = actions.into_iter().map(|action| InputAction { action: Some(action) }).collect();
+    DesktopClient::new(channel.clone()).input(InputRequest { actions }).await.map(|_| ())
+}
+
+fn text(text: &str) -> Action {
+    Action::TypeText(text.to_owned())
+}
+
+fn chord(keysyms: &[&str]) -> Action {
+    Action::Key(KeyChord { keysyms: keysyms.iter().map(|name| (*name).to_owned()).collect() })
+}
+
+async fn capture(channel: &Channel, region: Option<Region>) -> Result<(u32, u32, Vec<u8>), Status> {
+    let mut pieces =
+        DesktopClient::new(channel.clone()).capture(CaptureRequest { region }).await?.into_inner();
+    let first = pieces.message().await?.unwrap();
+    let mut rgb = first.rgb.to_vec();
+    while let Some(piece) = pieces.message().await? {
+        assert!(piece.rgb.len() <= 256 * 1024);
+        rgb.extend(piece.rgb);
+    }
+    assert_eq!(rgb.len(), (first.width * first.height * 3) as usize);
+    Ok((first.width, first.height, rgb))
+}
+
+fn paint(connection: &RustConnection, root: u32, color: u32) {
+    let window = connection.generate_id().unwrap();
+    let look = CreateWindowAux::new().background_pixel(color).override_redirect(1);
+    connection
+        .create_window(0, window, root, 100, 60, 50, 20, 0, WindowClass::INPUT_OUTPUT, 0, &look)
+        .unwrap();
+    connection.map_window(window).unwrap();
+    connection.sync().unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn the_picture_is_what_is_on_the_screen() {
+    let server = Server::start();
+    let (connection, root) = server.connect();
+    let agent = server.agent();
+    let channel = agent.connect().await;
+    paint(&connection, root, 0x12_34_56);
+    let screen = DesktopClient::new(channel.clone()).screen(ScreenRequest {}).await.unwrap().into_inner();
+    assert_eq!((screen.width, screen.height, screen.depth), (640, 400, 24));
+    let (width, height, rgb) = capture(&channel, None).await.unwrap();
+    assert_eq!((width, height), (640, 400));
+    for y in 0..400 {
+        for x in 0..640 {
+            let at = (y * 640 + x) * 3;
+            let inside = (100..150).contains(&x) && (60..80).contains(&y);
+            assert_eq!(rgb[at..at + 3] == [0x12, 0x34, 0x56], inside, "{x},{y}");
+        }
+    }
+    let region = |x, y, width, height| Some(Region { x, y, width, height });
+    let (width, height, rgb) = capture(&channel, region(149, 79, 3, 1000)).await.unwrap();
+    assert_eq!((width, height), (3, 321));
+    assert_eq!(rgb[..3], [0x12, 0x34, 0x56]);
+    assert_ne!(rgb[3..6], [0x12, 0x34, 0x56]);
+    let outside = capture(&channel, region(640, 0, 1, 1)).await.unwrap_err();
+    assert_eq!(outside.code(), Code::InvalidArgument);
+    let began = Instant::now();
+    let all = (0..20).map(|_| capture(&channel, None));
+    futures_util::future::try_join_all(all).await.unwrap();
+    eprintln!("20 captures of 640x400: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn the_pointer_moves_presses_and_scrolls() {
+    let server = Server::start();
+    let (connection, root) = server.connect();
+    let agent = server.agent();
+    let channel = agent.connect().await;
+    let window = connection.generate_id().unwrap();
+    let mask = EventMask::BUTTON_PRESS | EventMask::BUTTON_RELEASE;
+    let look = CreateWindowAux::new().event_mask(mask).override_redirect(1);
+    connection
+        .create_window(0, window, root, 0, 0, 640, 400, 0, WindowClass::INPUT_OUTPUT, 0, &look)
+        .unwrap();
+    connection.map_window(window).unwrap();
+    connection.sync().unwrap();
+    let actions = [
+        Action::Move(Point { x: 30, y: 40 }),
+        Action::Press(Button::Left.into()),
+        Action::PauseMs(5),
+        Action::Move(Point { x: 50, y: 60 }),
+        Action::Release(Button::Left.into()),
+        Action::Scroll(Scroll { dx: 1, dy: -2 }),
+        Action::Press(Button::Right.into()),
+        Action::Release(Button::Right.into()),
+    ];
+    input(&channel, actions).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(event) = connection.poll_for_event().unwrap() {
+        match event {
+            Event::ButtonPress(event) => seen.push((event.detail, true, event.event_x, event.event_y)),
+            Event::ButtonRelease(event) => seen.push((event.detail, false, event.event_x, event.event_y)),
+            _ => {}
+        }
+    }
+    let click = |button| [(button, true, 50, 60), (button, false, 50, 60)];
+    let drag = [(1, true, 30, 40), (1, false, 50, 60)];
+    assert_eq!(seen, [drag, click(7), click(4), click(4), click(3)].concat());
+
+    input(&channel, [Action::Move(Point { x: -5, y: 100_000 })]).await.unwrap();
+    let cursor = DesktopClient::new(channel.clone()).cursor(CursorRequest {}).await.unwrap().into_inner();
+    assert_eq!((cursor.x, cursor.y), (0, 399));
+
+    // Dropped half-way: what is held is let go.
+    let held = || connection.query_pointer(root).unwrap().reply().unwrap().mask;
+    let long = input(&channel, [Action::Press(Button::Left.into()), Action::PauseMs(60_000)]);
+    tokio::time::timeout(Duration::from_millis(300), long).await.unwrap_err();
+    within("the release", || u16::from(held()) == 0).await;
+    // And the next in line is not kept waiting; what it holds on purpose stays held.
+    input(&channel, [Action::Press(Button::Left.into())]).await.unwrap();
+    assert_eq!(held(), x11rb::protocol::xproto::KeyButMask::BUTTON1);
+    input(&channel, [Action::Release(Button::Left.into())]).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs an X server and a terminal: tigervnc-standalone-server, xterm"]
+async fn text_is_typed_exactly() {
+    let server = Server::start();
+    let terminal = server.terminal().await;
+    let agent = server.agent();
+    let channel = agent.connect().await;
+    let ascii: String = (' '..='~').collect();
+    input(&channel, [text(&ascii)]).await.unwrap();
+    terminal.expect(&ascii).await;
+    input(&channel, [text("one\ntwo\r\n\tthree")]).await.unwrap();
+    terminal.expect("one\rtwo\r\tthree").await;
+    let other = "äöüß ÄÖÜ éèÉÈ ñçÇ €£¥ «» Жзк ΑΒγ 日本語 中文 한국 😀🚀 ‘’“”–… \u{a0}ẞ";
+    input(&channel, [text(other)]).await.unwrap();
+    terminal.expect(other).await;
+    // More different characters than there are spare keys, several times over.
+    let many: String = ('\u{4e00}'..'\u{4e60}').collect();
+    input(&channel, [text(&many), text(other), text("plain")]).await.unwrap();
+    terminal.expect(&format!("{many}{other}plain")).await;
+    let long = "The quick brown Fox jumps over the lazy Dog; 0123456789!\"§$%&/()=? ".repeat(100);
+    let began = Instant::now();
+    input(&channel, [text(&long)]).await.unwrap();
+    eprintln!("{} characters typed in {:?}", long.len(), began.elapsed());
+    terminal.expect(&long).await;
+    let slowly = TypeSlowly { text: "Slow é".to_owned(), delay_ms: 20 };
+    input(&channel, [Action::TypeSlowly(slowly)]).await.unwrap();
+    terminal.expect("Slow é").await;
+    // Two at once do not mix.
+    let (a, b) = ("a".repeat(500), "b".repeat(500));
+    let (first, second) = tokio::join!(input(&channel, [text(&a)]), input(&channel, [text(&b)]));
+    first.and(second).unwrap();
+    within("both", || std::fs::metadata(&terminal.typed).unwrap().len() == 1000).await;
+    let typed = std::fs::read_to_string(&terminal.typed).unwrap();
+    assert!(typed == format!("{a}{b}") || typed == format!("{b}{a}"), "{typed}");
+}
+
+#[tokio::test]
+#[ignore = "needs an X server and a terminal: tigervnc-standalone-server, xterm"]
+async fn locks_do_not_change_what_is_typed() {
+    let server = Server::start();
+    let terminal = server.terminal().await;
+    let agent = server.agent();
+    let channel = agent.connect().await;
+    let (connection, _) = server.connect();
+    connection.xkb_use_extension(1, 0).unwrap().reply().unwrap();
+    let caps_is_locked = || {
+        let state = connection.xkb_get_state(xkb::ID::USE_CORE_KBD.into()).unwrap().reply().unwrap();
+        state.locked_mods.contains(ModMask::LOCK)
+    };
+    input(&channel, [chord(&["Caps_Lock"])]).await.unwrap();
+    assert!(caps_is_locked());
+    input(&channel, [text("Abc 1! éÉ я"), chord(&["a"]), chord(&["B"])]).await.unwrap();
+    terminal.expect("Abc 1! éÉ яaB").await;
+    assert!(caps_is_locked(), "as it was before");
+    input(&channel, [chord(&["Caps_Lock"]), text("xY")]).await.unwrap();
+    terminal.expect("xY").await;
+    assert!(!caps_is_locked());
+}
+
+#[tokio::test]
+#[ignore = "needs an X server and a terminal: tigervnc-standalone-server, xterm"]
+async fn chords_are_pressed_as_named() {
+    let server = Server::start();
+    let terminal = server.terminal().await;
+    let agent = server.agent();
+    let channel = agent.connect().await;
+    let chords = [
+        chord(&["Control_L", "a"]),
+        chord(&["a"]),
+        chord(&["A"]),
+        chord(&["Shift_L", "a"]),
+        chord(&["/"]),
+        chord(&["question"]),
+        chord(&["é"]),
+        chord(&["Return"]),
+        chord(&["Escape"]),
+        chord(&["Up"]),
+        chord(&["BackSpace"]),
+        chord(&["Delete"]),
+        chord(&["KP_Enter"]),
+    ];
+    input(&channel, chords).await.unwrap();
+    terminal.expect("\u{1}aAA/?é\r\u{1b}\u{1b}[A\u{7f}\u{1b}[3~\r").await;
+    let wrong = input(&channel, [text("never"), chord(&["Control_L", "NoSuchKey"])]).await.unwrap_err();
+    assert_eq!(wrong.code(), Code::InvalidArgument);
+    assert!(wrong.message().contains("NoSuchKey"));
+    input(&channel, [text("after")]).await.unwrap();
+    terminal.expect("after").await;
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn the_agent_finds_the_desktop_whenever_it_comes() {
+    let first = Server::start();
+    let agent = first.agent();
+    let channel = agent.connect().await;
+    let mut system = SystemClient::new(channel.clone());
+    capture(&channel, None).await.unwrap();
+    let wait = tokio::spawn({
+        let mut system = system.clone();
+        async move { system.wait_desktop(WaitDesktopRequest {}).await.map(|_| ()) }
+    });
+    let (connection, root) = first.connect();
+    let atom = |name: &str| connection.intern_atom(false, name.as_bytes()).unwrap().reply().unwrap().atom;
+    let mut clients = Vec::new();
+    for kind in ["_NET_WM_WINDOW_TYPE_DESKTOP", "_NET_WM_WINDOW_TYPE_DOCK"] {
+        assert!(!wait.is_finished());
+        assert!(!system.health(HealthRequest {}).await.unwrap().into_inner().desktop_ready);
+        let window = connection.generate_id().unwrap();
+        connection
+            .create_window(
+                0,
+                window,
+                root,
+                0,
+                0,
+                9,
+                9,
+                0,
+                WindowClass::INPUT_OUTPUT,
+                0,
+                &CreateWindowAux::new(),
+            )
+            .unwrap();
+        let property = |window, name: &str, kind: AtomEnum, values: &[u32]| {
+            connection.change_property32(PropMode::REPLACE, window, atom(name), kind, values).unwrap();
+        };
+        property(window, "_NET_WM_WINDOW_TYPE", AtomEnum::ATOM, &[atom(kind)]);
+        clients.push(window);
+        // Listed before it is mapped, as window managers may do.
+        property(root, "_NET_CLIENT_LIST", AtomEnum::WINDOW, &clients);
+        connection.sync().unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        connection.map_window(window).unwrap();
+        connection.sync().unwrap();
+    }
+    tokio::time::timeout(Duration::from_secs(5), wait).await.unwrap().unwrap().unwrap();
+    assert!(system.health(HealthRequest {}).await.unwrap().into_inner().desktop_ready);
+    drop(first);
+    let gone = capture(&channel, None).await.unwrap_err();
+    assert_eq!(gone.code(), Code::Unavailable);
+    let noticed = async {
+        while system.health(HealthRequest {}).await.unwrap().into_inner().desktop_ready {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), noticed).await.unwrap();
+}
