@@ -57,8 +57,8 @@ async fn from_create_to_delete() -> Result<()> {
 
     // Renamed; the slug stays.
     let body = json!({ "name": "Renamed", "agent_session_id": "session-1" });
-    let patched = client.request(reqwest::Method::PATCH, &format!("/api/v1/computers/{id}"), Some(body.to_string().into()));
-    let patched = patched.await?.json()?;
+    let path = format!("/api/v1/computers/{id}");
+    let patched = client.request(reqwest::Method::PATCH, &path, Some(body.to_string().into())).await?.json()?;
     ensure!(patched["name"] == "Renamed" && patched["slug"] == "my-computer", "{patched}");
     ensure!(patched["agent_session_id"] == "session-1", "{patched}");
 

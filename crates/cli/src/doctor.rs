@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::output::{print_json, print_line};
-use crate::{DataArgs, serve};
+use crate::DataArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
@@ -56,13 +56,22 @@ const GIB: u64 = 1024 * 1024 * 1024;
 pub(crate) async fn doctor(args: &DoctorArgs, json: bool) -> anyhow::Result<ExitCode> {
     let data = args.data.data()?;
     let templates = roost_image::Templates::new(args.data.templates()?);
-    let template = templates.current(serve::TEMPLATE);
+    let (template, found) = match templates.current(roost_image::DESKTOP) {
+        Ok(Some(template)) => {
+            let found = Check::ok("template", format!("{} {}", template.name, template.digest));
+            (Some(template), found)
+        }
+        Ok(None) => {
+            let what = format!("{} is not built", roost_image::DESKTOP);
+            (None, Check::bad("template", Grade::Problem, what, "run `roost image build`"))
+        }
+        Err(error) => {
+            (None, Check::bad("template", Grade::Problem, error.to_string(), "run `roost image build` again"))
+        }
+    };
     let mut checks = vec![qemu()];
     checks.extend(PROGRAMS.iter().map(|(program, package)| installed(program, package)));
-    checks.push(match &template {
-        Some(template) => Check::ok("template", format!("{} {}", template.name, template.digest)),
-        None => Check::bad("template", Grade::Problem, "miosa-desktop is not built", "run `roost image build`"),
-    });
+    checks.push(found);
     checks.push(accelerator(template.as_ref(), &data));
     checks.push(namespaces());
     checks.push(space(&data));

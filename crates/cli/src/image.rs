@@ -3,6 +3,8 @@
 use anyhow::Context;
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
+use roost_image::{DESKTOP, Packages, Template};
+use serde_json::json;
 
 use crate::output::{print_json, print_line, table};
 use crate::{DataArgs, output};
@@ -22,6 +24,9 @@ pub(crate) struct BuildArgs {
     /// The guest agent to put in [default: roost-guest beside this program]
     #[arg(long, value_name = "FILE", env = "ROOST_GUEST")]
     agent: Option<Utf8PathBuf>,
+    /// Take the newest packages of the mirror instead of those of the last build
+    #[arg(long)]
+    fresh: bool,
 }
 
 #[derive(Debug, Args)]
@@ -46,28 +51,53 @@ fn build(args: &BuildArgs, json: bool) -> anyhow::Result<()> {
         anyhow::bail!("there is no guest agent at {agent}: build it, or say where it is with --agent");
     }
     let templates = roost_image::Templates::new(args.data.templates()?);
-    let bar = output::progress("building miosa-desktop".to_owned(), json);
-    let built = templates.build(&agent, &mut |progress| bar.set_message(progress.to_string()));
+    let packages = if args.fresh { Packages::Fresh } else { Packages::Cached };
+    let bar = output::progress(format!("building {DESKTOP}"), json);
+    let built = templates.build(&agent, packages, &mut |progress| {
+        let percent = progress.percent.map(|percent| format!(" {percent} %")).unwrap_or_default();
+        let detail: String = progress.detail.chars().take(60).collect();
+        bar.set_message(format!("{}{percent} {detail}", progress.phase.title()));
+    });
     bar.finish_and_clear();
-    let template = built.context("failed to build the template miosa-desktop")?;
+    let template = built.with_context(|| format!("failed to build the template {DESKTOP}"))?;
     if json {
-        return print_json(&template);
+        return print_json(&view(&template));
     }
-    print_line(&format!("{} {} in {}", template.name, template.digest, template.dir))
+    print_line(&format!("{} {} in {}", template.name, template.digest, template.directory))
+}
+
+fn view(template: &Template) -> serde_json::Value {
+    json!({
+        "name": template.name,
+        "digest": template.digest,
+        "directory": template.directory,
+        "manifest": template.manifest,
+    })
 }
 
 fn list(args: &ListArgs, json: bool) -> anyhow::Result<()> {
     let templates = roost_image::Templates::new(args.data.templates()?);
-    let list = templates.list();
+    let list = templates.list()?;
     if json {
-        return print_json(&list);
+        return print_json(&list.iter().map(view).collect::<Vec<_>>());
     }
     if list.is_empty() {
         return print_line("no templates yet; make one with: roost image build");
     }
+    let current = templates.current(DESKTOP)?.map(|template| template.digest);
     let rows: Vec<Vec<String>> = list
         .iter()
-        .map(|template| vec![template.name.clone(), template.digest.clone(), template.dir.to_string()])
+        .map(|template| {
+            let manifest = &template.manifest;
+            vec![
+                template.name.clone(),
+                template.digest.to_string(),
+                if current.as_ref() == Some(&template.digest) { "yes" } else { "" }.to_owned(),
+                format!("Debian {}, {} packages", manifest.debian, manifest.packages),
+                format!("{} MiB", manifest.disk_bytes / (1024 * 1024)),
+                manifest.created.to_string().get(..16).unwrap_or_default().replace('T', " "),
+            ]
+        })
         .collect();
-    print_line(&table(&["NAME", "DIGEST", "DIRECTORY"], &rows))
+    print_line(&table(&["NAME", "DIGEST", "CURRENT", "CONTENT", "SIZE", "CREATED (UTC)"], &rows))
 }

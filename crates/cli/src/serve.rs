@@ -9,8 +9,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use roost_control::{Config, Control, NoHook, PublicUrls, StreamKey, TemplateFiles, Templates};
-use roost_image::Template;
+use roost_control::{Config, Control, NoHook, PublicUrls, StreamKey, TemplateError, TemplateFiles, Templates};
+use roost_image::{DESKTOP, Digest, Template};
 use roost_launch::{Local, LocalConfig};
 use roost_machine_proto::NetworkSpec;
 use roost_store::Store;
@@ -19,9 +19,6 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::DataArgs;
-
-/// The template every computer starts from.
-pub(crate) const TEMPLATE: &str = "miosa-desktop";
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
@@ -49,19 +46,22 @@ pub(crate) struct ServeArgs {
 struct Built(roost_image::Templates);
 
 impl Templates for Built {
-    fn current(&self, name: &str) -> Option<TemplateFiles> {
-        self.0.current(name).map(files)
+    fn current(&self, name: &str) -> Result<Option<TemplateFiles>, TemplateError> {
+        let found = self.0.current(name).map_err(|error| TemplateError(error.into()))?;
+        Ok(found.map(files))
     }
 
-    fn build(&self, name: &str, digest: &str) -> Option<TemplateFiles> {
-        self.0.list().into_iter().find(|template| template.name == name && template.digest == digest).map(files)
+    fn build(&self, name: &str, digest: &str) -> Result<Option<TemplateFiles>, TemplateError> {
+        let Some(digest) = Digest::parse(digest) else { return Ok(None) };
+        let found = self.0.get(name, &digest).map_err(|error| TemplateError(error.into()))?;
+        Ok(found.map(files))
     }
 }
 
 fn files(template: Template) -> TemplateFiles {
     TemplateFiles {
-        digest: template.digest,
-        base: template.base,
+        digest: template.digest.to_string(),
+        base: template.disk,
         kernel: template.kernel,
         initrd: template.initrd,
     }
@@ -80,8 +80,8 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
 
     let templates = roost_image::Templates::new(templates_dir.clone());
-    let template = templates.current(TEMPLATE).with_context(|| {
-        format!("the template {TEMPLATE} is not built (looked in {templates_dir}): run `roost image build`")
+    let template = templates.current(DESKTOP)?.with_context(|| {
+        format!("the template {DESKTOP} is not built (looked in {templates_dir}): run `roost image build`")
     })?;
     let verdict = roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json"))?;
     tracing::info!(accelerator = ?verdict.accelerator, why = verdict.why, qemu = verdict.qemu.full, "host");

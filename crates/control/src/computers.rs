@@ -58,7 +58,7 @@ impl Control {
             let problem = format!("unknown template {template:?}: use miosa-desktop");
             return Err(ApiError::field("template_type", problem).into());
         }
-        let files = self.inner.templates.current(template).ok_or_else(|| {
+        let files = self.inner.templates.current(template)?.ok_or_else(|| {
             Failure::new(
                 ErrorCode::NoReadyMachine,
                 format!("the template {template} is not built on this host yet: run `roost image build`"),

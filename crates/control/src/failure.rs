@@ -70,3 +70,9 @@ impl From<LaunchError> for Failure {
         Self::internal(source)
     }
 }
+
+impl From<crate::TemplateError> for Failure {
+    fn from(source: crate::TemplateError) -> Self {
+        Self::internal(source)
+    }
+}

@@ -33,7 +33,6 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
-use roost_api::ComputerId;
 use roost_launch::Launcher;
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
@@ -56,12 +55,17 @@ pub struct TemplateFiles {
     pub initrd: Utf8PathBuf,
 }
 
+/// A template could not be looked up.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to look a template up")]
+pub struct TemplateError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
 /// Which templates this host has.
 pub trait Templates: Debug + Send + Sync + 'static {
     /// The build that new computers start from.
-    fn current(&self, name: &str) -> Option<TemplateFiles>;
+    fn current(&self, name: &str) -> Result<Option<TemplateFiles>, TemplateError>;
     /// The build a computer was made from.
-    fn build(&self, name: &str, digest: &str) -> Option<TemplateFiles>;
+    fn build(&self, name: &str, digest: &str) -> Result<Option<TemplateFiles>, TemplateError>;
 }
 
 /// How clients reach this server.
@@ -132,19 +136,5 @@ impl Control {
     /// Whether the database answers.
     pub async fn healthy(&self) -> Result<(), Failure> {
         Ok(self.inner.store.ping().await?)
-    }
-
-    /// Ends every machine that runs, cleanly; computers stay as they were asked to be. For `roost down`.
-    pub async fn stop_all(&self) -> Result<Vec<ComputerId>, Failure> {
-        let mut stopped = Vec::new();
-        for record in self.inner.store.all_computers().await? {
-            if status::status(&record) == roost_api::Status::Running {
-                match self.stop(record.id).await {
-                    Ok(_) => stopped.push(record.id),
-                    Err(failure) => tracing::warn!(computer = %record.id, %failure, "failed to stop"),
-                }
-            }
-        }
-        Ok(stopped)
     }
 }

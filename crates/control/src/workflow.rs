@@ -328,7 +328,7 @@ impl Control {
     }
 
     fn machine_spec(&self, record: &ComputerRecord) -> Result<MachineSpec, Failure> {
-        let template = self.inner.templates.build(&record.template_type, &record.template_digest);
+        let template = self.inner.templates.build(&record.template_type, &record.template_digest)?;
         let template = template.ok_or_else(|| {
             Failure::new(
                 roost_api::ErrorCode::NoReadyMachine,
