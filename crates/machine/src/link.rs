@@ -73,6 +73,12 @@ impl Guest {
         self.hang_up.cancel();
     }
 
+    /// The machine process's own calls.
+    pub fn system(&self) -> SystemClient<Guest> {
+        // HTTP/2 requires an origin; the agent serves whoever holds the port and looks at none.
+        SystemClient::with_origin(self.clone(), http::Uri::from_static("http://guest"))
+    }
+
     pub async fn send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
         self.requests.send_request(request).await
     }
@@ -97,7 +103,8 @@ impl tower::Service<Request<Body>> for Guest {
 
 /// What callers of the guest get when the connection fails.
 pub fn unavailable(error: &hyper::Error) -> tonic::Status {
-    tonic::Status::unavailable(format!("the connection to the guest's agent failed: {error}"))
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    tonic::Status::unavailable(format!("the connection to the guest's agent failed: {error}{cause}"))
 }
 
 /// Keeps a connection for as long as the guest has the port open, and reports each. Ends when nobody
@@ -158,7 +165,7 @@ async fn connect(path: &str) -> Result<Connection, ConnectError> {
             }
         });
         let guest = Guest { requests, hang_up: CancellationToken::new() };
-        let health = SystemClient::new(guest.clone()).health(HealthRequest {}).await.map_err(Box::new)?;
+        let health = guest.system().health(HealthRequest {}).await.map_err(Box::new)?;
         Ok(Connection { guest, boot_id: health.into_inner().boot_id, driver })
     };
     tokio::time::timeout(HELLO_DEADLINE, hello).await.unwrap_or(Err(ConnectError::Silent))

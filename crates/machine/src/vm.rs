@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use roost_guest_proto::v1::system_client::SystemClient;
 use roost_guest_proto::v1::{PowerOffRequest, SetIdentityRequest, WaitDesktopRequest};
 use roost_machine_proto::v1::Observation;
 use roost_machine_proto::{MachineResult, MachineSpec};
@@ -440,7 +439,7 @@ fn identity(spec: &MachineSpec) -> SetIdentityRequest {
 }
 
 async fn set_identity(guest: Guest, identity: SetIdentityRequest) -> Event {
-    match SystemClient::new(guest).set_identity(identity).await {
+    match guest.system().set_identity(identity).await {
         Ok(_) => Event::IdentitySet,
         Err(status) if is_lost(&status) => Event::AgentLost,
         Err(status) => Event::IdentityFailed { reason: words(&status) },
@@ -448,7 +447,7 @@ async fn set_identity(guest: Guest, identity: SetIdentityRequest) -> Event {
 }
 
 async fn wait_desktop(guest: Guest) -> Event {
-    match SystemClient::new(guest).wait_desktop(WaitDesktopRequest {}).await {
+    match guest.system().wait_desktop(WaitDesktopRequest {}).await {
         Ok(_) => Event::DesktopReady,
         Err(status) if is_lost(&status) => Event::AgentLost,
         Err(status) => Event::DesktopFailed { reason: words(&status) },
@@ -456,7 +455,7 @@ async fn wait_desktop(guest: Guest) -> Event {
 }
 
 async fn power_off(guest: Guest) -> Event {
-    match SystemClient::new(guest).power_off(PowerOffRequest {}).await {
+    match guest.system().power_off(PowerOffRequest {}).await {
         // Nothing to do but wait for QEMU's end.
         Ok(_) => std::future::pending().await,
         Err(status) => {

@@ -24,7 +24,11 @@ const DIRECTORY: &str = "ROOST_TEST_MACHINE_DIRECTORY";
 /// The body of the machine process.
 pub fn machine_process() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_env_filter("roost_machine=debug")
+        .with_writer(std::io::stderr)
+        .init();
     if let Err(error) = roost_machine::run(Utf8Path::new(&directory)) {
         eprintln!("error: {error}");
         std::process::exit(1);
