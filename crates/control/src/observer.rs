@@ -10,7 +10,7 @@ use futures_util::StreamExt;
 use roost_api::ComputerId;
 use roost_launch::{MachineState, Report};
 use roost_store::{Desired, Observed, WorkflowKind};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use crate::workflow::observed;
 use crate::{Control, Failure};
@@ -20,7 +20,7 @@ const VANISHED: &str = "the machine process ended without a word (it was killed,
 
 #[derive(Debug, Default)]
 pub(crate) struct Observers {
-    tasks: Mutex<HashMap<ComputerId, AbortHandle>>,
+    tasks: Mutex<HashMap<ComputerId, JoinHandle<()>>>,
 }
 
 impl Observers {
@@ -28,6 +28,15 @@ impl Observers {
         let task = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer);
         if let Some(task) = task {
             task.abort();
+        }
+    }
+
+    /// Waits until everything a machine that has ended did report is recorded.
+    pub(crate) async fn caught_up(&self, computer: ComputerId) {
+        let task = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer);
+        if let Some(task) = task {
+            // Only an abort makes it fail, and then somebody else follows the machine.
+            drop(task.await);
         }
     }
 }
@@ -43,7 +52,7 @@ impl Control {
             }
         });
         let tasks = &self.inner.observers.tasks;
-        let older = tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(computer, task.abort_handle());
+        let older = tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(computer, task);
         if let Some(older) = older {
             older.abort();
         }

@@ -245,7 +245,10 @@ impl Control {
                     }
                 }
                 self.inner.guests.forget(computer);
-                self.inner.store.observe(computer, workflow.generation, Observed::Stopped, None).await?;
+                // A restart has its eyes on the next generation already, which has not begun.
+                if workflow.kind == WorkflowKind::Stop {
+                    self.inner.store.observe(computer, workflow.generation, Observed::Stopped, None).await?;
+                }
                 Ok(())
             }
             Step::EndMachine => {
@@ -259,10 +262,11 @@ impl Control {
     }
 
     /// Takes back what a step did, as far as something would be left over otherwise. The disk is never
-    /// taken back: a computer whose start failed keeps its files, and its next start finds them.
+    /// taken back: a computer whose start failed keeps its files, and its next start finds them. A stop that
+    /// failed half-way is completed by force: nobody would be left to look after a machine that is neither.
     async fn undo(&self, workflow: &WorkflowRecord, step: Step) {
         match step {
-            Step::LaunchMachine => {
+            Step::LaunchMachine | Step::AskStop => {
                 let mut pause = Duration::from_millis(100);
                 while let Err(error) = self.inner.launcher.end(workflow.computer).await {
                     tracing::error!(computer = %workflow.computer, error = &error as &dyn std::error::Error,
@@ -270,7 +274,8 @@ impl Control {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(10));
                 }
-                // Its end, unless it had reported one itself.
+                // Its end, unless it had reported one itself. A report still under way must not come after.
+                self.inner.observers.caught_up(workflow.computer).await;
                 self.persist(|| async {
                     let record = self.inner.store.computer(workflow.computer).await?;
                     let ended = record.is_some_and(|record| {
@@ -285,7 +290,6 @@ impl Control {
                 .await;
             }
             Step::AwaitRunning
-            | Step::AskStop
             | Step::AwaitStopped
             | Step::EndMachine
             | Step::RemoveFiles

@@ -12,7 +12,6 @@ mod record;
 mod workflows;
 
 use std::borrow::Cow;
-use std::str::FromStr;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -49,8 +48,7 @@ pub enum StoreError {
 impl Store {
     /// Opens (and makes, if need be) the SQLite database at `path` and brings its schema up to date.
     pub async fn open(path: &Utf8Path) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str("sqlite::memory:")
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?
+        let options = SqliteConnectOptions::new()
             .filename(path.as_std_path())
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)

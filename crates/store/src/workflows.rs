@@ -47,8 +47,9 @@ impl Store {
         };
         // A new generation belongs to a new machine process; stopping speaks to the one there is.
         let (generation, observed) = match kind {
-            WorkflowKind::Create | WorkflowKind::Start => (record.generation + 1, Observed::Absent),
-            WorkflowKind::Restart => (record.generation + 1, record.observed),
+            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => {
+                (record.generation + 1, Observed::Absent)
+            }
             WorkflowKind::Stop | WorkflowKind::Delete => (record.generation, record.observed),
         };
         sqlx::query(
