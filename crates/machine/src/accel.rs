@@ -27,7 +27,8 @@ pub const OLDEST_QEMU: u32 = 9;
 /// Working KVM takes about a second; the rest is for a busy host.
 const BOOT_DEADLINE: Duration = Duration::from_secs(8);
 /// What the kernel writes when it has come up: it starts its first program, or finds none and says so.
-const SIGNS_OF_LIFE: [&str; 3] = ["Run /init as init process", "Kernel panic - not syncing", "Freeing unused kernel"];
+const SIGNS_OF_LIFE: [&str; 3] =
+    ["Run /init as init process", "Kernel panic - not syncing", "Freeing unused kernel"];
 /// More than any kernel says before its first program.
 const OUTPUT_LIMIT: u64 = 1024 * 1024;
 
@@ -97,16 +98,24 @@ fn parse_version(text: &str) -> Result<QemuVersion, QemuVersionError> {
 }
 
 /// Chooses the accelerator. Takes some seconds when nothing is cached in `cache_file`; blocks the thread.
-pub fn probe(kernel: &Utf8Path, initrd: &Utf8Path, cache_file: &Utf8Path) -> Result<Verdict, QemuVersionError> {
+pub fn probe(
+    kernel: &Utf8Path,
+    initrd: &Utf8Path,
+    cache_file: &Utf8Path,
+) -> Result<Verdict, QemuVersionError> {
     let qemu = qemu_version()?;
     let verdict = |accelerator, why| Verdict { accelerator, why, qemu: qemu.clone() };
     match File::options().read(true).write(true).open(KVM) {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(verdict(Accelerator::Tcg, format!("this host has no {KVM}; emulation works, more slowly")));
+            return Ok(verdict(
+                Accelerator::Tcg,
+                format!("this host has no {KVM}; emulation works, more slowly"),
+            ));
         }
         Err(error) => {
-            let why = format!("{KVM} cannot be opened ({error}): add this user to the group kvm and log in again");
+            let why =
+                format!("{KVM} cannot be opened ({error}): add this user to the group kvm and log in again");
             return Ok(verdict(Accelerator::Tcg, why));
         }
     }
@@ -122,11 +131,12 @@ pub fn probe(kernel: &Utf8Path, initrd: &Utf8Path, cache_file: &Utf8Path) -> Res
         }
     };
     Ok(match booted {
-        Booted::Yes { milliseconds } => verdict(
-            Accelerator::Kvm,
-            format!("the template's kernel came up under KVM in {milliseconds} ms"),
-        ),
-        Booted::No { why } => verdict(Accelerator::Tcg, format!("KVM does not work here: {why}; using emulation")),
+        Booted::Yes { milliseconds } => {
+            verdict(Accelerator::Kvm, format!("the template's kernel came up under KVM in {milliseconds} ms"))
+        }
+        Booted::No { why } => {
+            verdict(Accelerator::Tcg, format!("KVM does not work here: {why}; using emulation"))
+        }
     })
 }
 
@@ -276,7 +286,8 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c) 2003\n";
+        let debian =
+            "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c) 2003\n";
         let version = parse_version(debian).unwrap();
         assert_eq!((version.major, version.minor), (10, 0));
         assert_eq!(version.to_string(), "10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)");

@@ -73,7 +73,8 @@ impl Console {
     fn drop_older_half(&mut self) -> std::io::Result<()> {
         let tail = self.tail(KEEP)?;
         let unfinished = self.path.with_extension("log.tmp");
-        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
+        let mut file =
+            File::options().read(true).write(true).create(true).truncate(true).open(&unfinished)?;
         file.write_all(&tail)?;
         drop(file);
         std::fs::rename(&unfinished, &self.path)?;

@@ -48,10 +48,15 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Changes the working directory of the process and takes the lock.
-    pub fn enter(dir: &Utf8Path) -> Result<Self, DirectoryError> {
+    /// Changes the working directory of the process and takes the lock. A launcher that took the lock for
+    /// us hands it over as `held`.
+    pub fn enter(dir: &Utf8Path, held: Option<File>) -> Result<Self, DirectoryError> {
         std::env::set_current_dir(dir)
             .map_err(|source| DirectoryError::Enter { dir: dir.to_owned(), source })?;
+        // Its launcher has locked it and written our pid into it.
+        if let Some(file) = held {
+            return Ok(Self { lock: file.into() });
+        }
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -167,7 +172,8 @@ mod tests {
     fn a_lock_held_by_a_living_process_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(LOCK_FILE);
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
         let mut first = open();
         lock(&mut first).unwrap();
         write_pid(&mut first).unwrap();
@@ -183,7 +189,8 @@ mod tests {
     fn a_lock_left_by_a_dead_process_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(LOCK_FILE);
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
         let mut gone = std::process::Command::new("true").spawn().unwrap();
         gone.wait().unwrap();
         let mut orphan = open();

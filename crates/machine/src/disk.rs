@@ -12,7 +12,9 @@ use crate::directory::{remove_if_there, sync_parent};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    #[error("{DISK_FILE} is missing: the computer's disk was removed or is on another host; restore it from a snapshot or delete the computer")]
+    #[error(
+        "{DISK_FILE} is missing: the computer's disk was removed or is on another host; restore it from a snapshot or delete the computer"
+    )]
     Missing,
     #[error("the base image {base} cannot be read ({source}): build or import the template again")]
     Base { base: Utf8PathBuf, source: std::io::Error },

@@ -65,15 +65,31 @@ pub enum MachineError {
     Outcome(std::io::Error),
 }
 
+/// What a launcher made before it started the process, so that there is never a moment in which the process
+/// is there and neither its lock nor its socket is.
+#[derive(Debug)]
+pub struct Inherited {
+    /// `machine.lock`, locked.
+    pub lock: std::fs::File,
+    /// Bound to `machine.sock`.
+    pub listener: std::os::unix::net::UnixListener,
+}
+
 /// Runs the computer whose directory is `dir` until it has stopped or failed, and records which in
 /// `outcome.json`.
 ///
 /// Takes the whole process: its working directory, its umask, SIGTERM and SIGINT (both ask for a clean
 /// stop). QEMU lives no longer than the calling thread.
-pub fn run(dir: &Utf8Path) -> Result<(), MachineError> {
+///
+/// Without `inherited` the process takes the lock and makes the socket itself.
+pub fn run(dir: &Utf8Path, inherited: Option<Inherited>) -> Result<(), MachineError> {
     // The sockets and files of a computer are its owner's only.
     rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
-    let directory = directory::Directory::enter(dir)?;
+    let (lock, listener) = match inherited {
+        Some(Inherited { lock, listener }) => (Some(lock), Some(listener)),
+        None => (None, None),
+    };
+    let directory = directory::Directory::enter(dir, lock)?;
     let spec = directory.read_spec()?;
     directory.remove_outcome()?;
     tracing::info!(
@@ -87,7 +103,7 @@ pub fn run(dir: &Utf8Path) -> Result<(), MachineError> {
     );
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MachineError::Runtime)?;
-    let outcome = runtime.block_on(run_spec(&spec, &directory));
+    let outcome = runtime.block_on(run_spec(&spec, &directory, listener));
     if let Err(error) = &outcome
         && !matches!(error, MachineError::Outcome(_))
     {
@@ -99,7 +115,11 @@ pub fn run(dir: &Utf8Path) -> Result<(), MachineError> {
     outcome
 }
 
-async fn run_spec(spec: &MachineSpec, directory: &directory::Directory) -> Result<(), MachineError> {
+async fn run_spec(
+    spec: &MachineSpec,
+    directory: &directory::Directory,
+    listener: Option<std::os::unix::net::UnixListener>,
+) -> Result<(), MachineError> {
     let (stop, stop_asked) = mpsc::channel(1);
     let mut terminate = signal(SignalKind::terminate()).map_err(MachineError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(MachineError::Signals)?;
@@ -129,8 +149,16 @@ async fn run_spec(spec: &MachineSpec, directory: &directory::Directory) -> Resul
         console: publisher.console.clone(),
         stop,
     };
-    directory::remove_if_there(SOCKET_FILE).map_err(MachineError::Socket)?;
-    let listener = UnixListener::bind(SOCKET_FILE).map_err(MachineError::Socket)?;
+    let listener = match listener {
+        Some(listener) => {
+            listener.set_nonblocking(true).map_err(MachineError::Socket)?;
+            UnixListener::from_std(listener).map_err(MachineError::Socket)?
+        }
+        None => {
+            directory::remove_if_there(SOCKET_FILE).map_err(MachineError::Socket)?;
+            UnixListener::bind(SOCKET_FILE).map_err(MachineError::Socket)?
+        }
+    };
     let end = CancellationToken::new();
     let mut serving = task::Task::spawn(serve::serve(listener, served, end.clone()));
 

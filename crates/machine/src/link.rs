@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use roost_guest_proto::v1::HealthRequest;
 use roost_guest_proto::v1::system_client::SystemClient;
 use tokio::net::UnixStream;
@@ -153,13 +153,16 @@ struct Connection {
 async fn connect(path: &str) -> Result<Connection, ConnectError> {
     let socket = UnixStream::connect(path).await?;
     let hello = async {
-        let (requests, connection) = http2::Builder::new(TokioExecutor::new())
+        let end = CancellationToken::new();
+        let (requests, connection) = http2::Builder::new(UntilEnd(end.clone()))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_SIZE)
             .handshake(TokioIo::new(socket))
             .await?;
         let driver = Task::spawn(async move {
+            // Also when this task is dropped.
+            let _end = end.drop_guard();
             if let Err(error) = connection.await {
                 tracing::debug!("HTTP/2 to the agent: {error}");
             }
@@ -169,4 +172,20 @@ async fn connect(path: &str) -> Result<Connection, ConnectError> {
         Ok(Connection { guest, boot_id: health.into_inner().boot_id, driver })
     };
     tokio::time::timeout(HELLO_DEADLINE, hello).await.unwrap_or(Err(ConnectError::Silent))
+}
+
+/// Where hyper runs what belongs to one connection. Its own way to end one waits for the calls in progress,
+/// which may never end once the guest has gone; and as long as QEMU has the old connection it takes no new
+/// one.
+#[derive(Debug, Clone)]
+struct UntilEnd(CancellationToken);
+
+impl<F> hyper::rt::Executor<F> for UntilEnd
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        let end = self.0.clone();
+        tokio::spawn(async move { end.run_until_cancelled_owned(future).await.map(drop) });
+    }
 }

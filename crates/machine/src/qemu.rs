@@ -26,7 +26,8 @@ pub const PORT_ID: &str = "agent";
 
 /// * `panic=-1`: a kernel that panics restarts at once; the restart is seen and counted.
 /// * `tsc=reliable`: no calibration against timers that emulation makes late.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 net.ifnames=0 tsc=reliable panic=-1";
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 net.ifnames=0 tsc=reliable panic=-1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {

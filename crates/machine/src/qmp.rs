@@ -205,7 +205,10 @@ fn known_event(name: &str, data: &Value, timestamp: &Timestamp) -> Option<QmpEve
         "RESET" => {
             let seconds = u64::try_from(timestamp.seconds).unwrap_or(0);
             let milliseconds = u64::try_from(timestamp.microseconds).unwrap_or(0) / 1000;
-            Some(QmpEvent::Reset { by_guest, at_ms: seconds.saturating_mul(1000).saturating_add(milliseconds) })
+            Some(QmpEvent::Reset {
+                by_guest,
+                at_ms: seconds.saturating_mul(1000).saturating_add(milliseconds),
+            })
         }
         "VSERPORT_CHANGE" => {
             Some(QmpEvent::PortChanged { id: data["id"].as_str()?.to_owned(), open: data["open"] == true })

@@ -197,3 +197,333 @@ impl Machine for Served {
         Ok(tonic::Response::new(ConsoleReply { lines }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use roost_guest_proto::v1::process_client::ProcessClient;
+    use roost_guest_proto::v1::process_server::{Process, ProcessServer};
+    use roost_guest_proto::v1::system_client::SystemClient;
+    use roost_guest_proto::v1::system_server::{System, SystemServer};
+    use roost_guest_proto::v1::{
+        HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, RunExit, RunInput, RunOutput,
+        SetIdentityReply, SetIdentityRequest, UsageReply, UsageRequest, WaitDesktopReply, WaitDesktopRequest,
+        run_input, run_output,
+    };
+    use roost_machine_proto::v1::machine_client::MachineClient;
+    use tokio::sync::oneshot;
+    use tokio_stream::StreamExt;
+    use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+    use tonic::transport::{Channel, Endpoint, Server};
+    use tonic::{Code, Streaming};
+
+    use super::*;
+    use crate::link::{self, LinkEvent, Port};
+    use crate::task::Task;
+
+    /// An agent that echoes the standard input of a `Run`, and tells when a call to it was dropped.
+    #[derive(Clone)]
+    struct Agent {
+        dropped: mpsc::Sender<()>,
+    }
+
+    #[tonic::async_trait]
+    impl System for Agent {
+        async fn health(
+            &self,
+            _: tonic::Request<HealthRequest>,
+        ) -> Result<tonic::Response<HealthReply>, Status> {
+            Ok(tonic::Response::new(HealthReply { boot_id: "boot".to_owned(), ..HealthReply::default() }))
+        }
+
+        async fn set_identity(
+            &self,
+            _: tonic::Request<SetIdentityRequest>,
+        ) -> Result<tonic::Response<SetIdentityReply>, Status> {
+            Ok(tonic::Response::new(SetIdentityReply {}))
+        }
+
+        async fn wait_desktop(
+            &self,
+            _: tonic::Request<WaitDesktopRequest>,
+        ) -> Result<tonic::Response<WaitDesktopReply>, Status> {
+            std::future::pending().await
+        }
+
+        async fn usage(
+            &self,
+            _: tonic::Request<UsageRequest>,
+        ) -> Result<tonic::Response<UsageReply>, Status> {
+            Err(Status::invalid_argument("no: \u{fc}mlaut"))
+        }
+
+        async fn power_off(
+            &self,
+            _: tonic::Request<PowerOffRequest>,
+        ) -> Result<tonic::Response<PowerOffReply>, Status> {
+            Ok(tonic::Response::new(PowerOffReply {}))
+        }
+    }
+
+    struct TellsDrop(mpsc::Sender<()>);
+
+    impl Drop for TellsDrop {
+        fn drop(&mut self) {
+            self.0.try_send(()).ok();
+        }
+    }
+
+    #[tonic::async_trait]
+    impl Process for Agent {
+        type RunStream = Pin<Box<dyn Stream<Item = Result<RunOutput, Status>> + Send>>;
+
+        async fn run(
+            &self,
+            request: tonic::Request<Streaming<RunInput>>,
+        ) -> Result<tonic::Response<Self::RunStream>, Status> {
+            let tells = TellsDrop(self.dropped.clone());
+            let mut inputs = request.into_inner();
+            let (outputs, echo) = mpsc::channel(1);
+            tokio::spawn(async move {
+                let _tells = tells;
+                while let Some(Ok(RunInput { input })) = inputs.next().await {
+                    let output = match input {
+                        Some(run_input::Input::Stdin(bytes)) => Ok(run_output::Output::Stdout(bytes)),
+                        Some(run_input::Input::Signal(_)) => Err(Status::data_loss("as asked")),
+                        // A command that neither reads nor ends.
+                        Some(run_input::Input::CloseStdin(_)) => {
+                            outputs.closed().await;
+                            return;
+                        }
+                        _ => Ok(run_output::Output::Exit(RunExit::default())),
+                    };
+                    let output = output.map(|output| RunOutput { output: Some(output) });
+                    if outputs.send(output).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let echo = ReceiverStream::new(echo);
+            Ok(tonic::Response::new(Box::pin(echo)))
+        }
+    }
+
+    struct Setup {
+        directory: tempfile::TempDir,
+        channel: Channel,
+        gate: watch::Sender<Option<Guest>>,
+        observation: watch::Sender<Observation>,
+        stop: mpsc::Receiver<()>,
+        end: CancellationToken,
+        serving: Task<()>,
+        agent_dropped: mpsc::Receiver<()>,
+        links: mpsc::Receiver<LinkEvent>,
+        _port: watch::Sender<Port>,
+        _agent: Task<()>,
+        _link: Task<()>,
+    }
+
+    /// An agent, the connection to it, and a client of the socket; the gate is closed.
+    async fn setup() -> Setup {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+
+        let (dropped, agent_dropped) = mpsc::channel(8);
+        let agent = Agent { dropped };
+        let listener = UnixListener::bind(path("channel.sock")).unwrap();
+        let agent = Task::spawn(async move {
+            let server = Server::builder()
+                .add_service(SystemServer::new(agent.clone()))
+                .add_service(ProcessServer::new(agent));
+            server.serve_with_incoming(UnixListenerStream::new(listener)).await.unwrap();
+        });
+
+        let (port, changes) = watch::channel(Port::Open(0));
+        let (events, links) = mpsc::channel(4);
+        let link = Task::spawn(link::keep(path("channel.sock"), changes, events));
+
+        let gate = watch::Sender::new(None);
+        let observation = watch::Sender::new(Observation { generation: 7, ..Observation::default() });
+        let (stop, stop_asked) = mpsc::channel(1);
+        let console = Arc::new(Mutex::new(Console::open(path("console.log")).unwrap()));
+        console.lock().unwrap().write(b"hello\nworld\n").unwrap();
+        let served = Served { observation: observation.subscribe(), gate: gate.subscribe(), console, stop };
+        let socket = path("machine.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let end = CancellationToken::new();
+        let serving = Task::spawn(serve(listener, served, end.clone()));
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel =
+            Endpoint::from_static("http://machine").connect_with_connector(connector).await.unwrap();
+        Setup {
+            directory,
+            channel,
+            gate,
+            observation,
+            stop: stop_asked,
+            end,
+            serving,
+            agent_dropped,
+            links,
+            _port: port,
+            _agent: agent,
+            _link: link,
+        }
+    }
+
+    impl Setup {
+        async fn open(&mut self) -> Guest {
+            match self.links.recv().await.unwrap() {
+                LinkEvent::Up { guest, boot_id } => {
+                    assert_eq!(boot_id, "boot");
+                    self.gate.send_replace(Some(guest.clone()));
+                    guest
+                }
+                LinkEvent::Lost => panic!("lost"),
+            }
+        }
+    }
+
+    fn stdin(bytes: Vec<u8>) -> RunInput {
+        RunInput { input: Some(run_input::Input::Stdin(bytes.into())) }
+    }
+
+    #[tokio::test]
+    async fn without_an_agent_its_calls_are_unavailable() {
+        let setup = setup().await;
+        let status = SystemClient::new(setup.channel.clone()).health(HealthRequest {}).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn answers_and_errors_come_through_as_they_are() {
+        let mut setup = setup().await;
+        setup.open().await;
+        let mut client = SystemClient::new(setup.channel.clone());
+        assert_eq!(client.health(HealthRequest {}).await.unwrap().into_inner().boot_id, "boot");
+        let status = client.usage(UsageRequest {}).await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "no: \u{fc}mlaut"));
+    }
+
+    #[tokio::test]
+    async fn streams_flow_both_ways_with_their_trailers() {
+        let mut setup = setup().await;
+        setup.open().await;
+        let (input, inputs) = mpsc::channel(1);
+        let sending = tokio::spawn(async move {
+            for number in 0..64_u8 {
+                input.send(stdin(vec![number; 256 * 1024])).await.unwrap();
+            }
+            input.send(RunInput { input: Some(run_input::Input::Signal(1)) }).await.unwrap();
+        });
+        let mut client = ProcessClient::new(setup.channel.clone());
+        let mut output = client.run(ReceiverStream::new(inputs)).await.unwrap().into_inner();
+        for number in 0..64_u8 {
+            match output.message().await.unwrap().unwrap().output {
+                Some(run_output::Output::Stdout(bytes)) => assert_eq!(bytes, vec![number; 256 * 1024]),
+                other => panic!("{other:?}"),
+            }
+        }
+        let status = output.message().await.unwrap_err();
+        assert_eq!((status.code(), status.message()), (Code::DataLoss, "as asked"));
+        sending.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_stops_the_writer() {
+        let mut setup = setup().await;
+        setup.open().await;
+        let (input, inputs) = mpsc::channel(1);
+        let mut client = ProcessClient::new(setup.channel.clone());
+        let mut output = client.run(ReceiverStream::new(inputs)).await.unwrap().into_inner();
+        // Nobody reads: the windows of all connections fill, then sending stops.
+        let mut sent = 0_usize;
+        while let Ok(taken) =
+            tokio::time::timeout(Duration::from_secs(1), input.send(stdin(vec![0; 65536]))).await
+        {
+            taken.unwrap();
+            sent += 65536;
+            assert!(sent < 64 * 1024 * 1024, "nothing stops the writer");
+        }
+        drop(input);
+        let mut received = 0;
+        while let Some(message) = output.message().await.unwrap() {
+            if let Some(run_output::Output::Stdout(bytes)) = message.output {
+                received += bytes.len();
+            }
+        }
+        assert_eq!(received, sent);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_call_is_dropped_in_the_guest() {
+        let mut setup = setup().await;
+        setup.open().await;
+        let (input, inputs) = mpsc::channel(1);
+        let mut client = ProcessClient::new(setup.channel.clone());
+        let mut output = client.run(ReceiverStream::new(inputs)).await.unwrap().into_inner();
+        input.send(stdin(b"x".to_vec())).await.unwrap();
+        output.message().await.unwrap();
+        let hang = run_input::Input::CloseStdin(roost_guest_proto::v1::CloseStdin {});
+        input.send(RunInput { input: Some(hang) }).await.unwrap();
+        // The HTTP/2 client of this test keeps a call alive for as long as its input goes on.
+        drop((input, output));
+        setup.agent_dropped.recv().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_broken_connection_ends_calls_with_a_status_and_is_made_again() {
+        let mut setup = setup().await;
+        let guest = setup.open().await;
+        let (input, inputs) = mpsc::channel(1);
+        let mut client = ProcessClient::new(setup.channel.clone());
+        let mut output = client.run(ReceiverStream::new(inputs)).await.unwrap().into_inner();
+        input.send(stdin(b"x".to_vec())).await.unwrap();
+        output.message().await.unwrap();
+        guest.hang_up();
+        assert_eq!(output.message().await.unwrap_err().code(), Code::Unavailable);
+        assert!(matches!(setup.links.recv().await, Some(LinkEvent::Lost)));
+        let again = setup.open().await;
+        SystemClient::new(setup.channel.clone()).health(HealthRequest {}).await.unwrap();
+        drop(again);
+    }
+
+    #[tokio::test]
+    async fn watchers_see_what_is_and_what_becomes_to_the_end() {
+        let mut setup = setup().await;
+        let mut client = MachineClient::new(setup.channel.clone());
+        let mut changes = client.watch(WatchRequest {}).await.unwrap().into_inner();
+        assert_eq!(changes.message().await.unwrap().unwrap().generation, 7);
+        let (seen, wait) = oneshot::channel();
+        let watching = tokio::spawn(async move {
+            let last = changes.message().await.unwrap().unwrap();
+            seen.send(last.phase()).unwrap();
+            changes.message().await.unwrap()
+        });
+        setup.observation.send_modify(|observation| observation.set_phase(Phase::Stopped));
+        setup.end.cancel();
+        assert_eq!(wait.await.unwrap(), Phase::Stopped);
+        assert!(watching.await.unwrap().is_none(), "the stream ends after the last");
+        drop(client);
+        setup.channel = Endpoint::from_static("http://nowhere").connect_lazy();
+        let ended = pin!(setup.serving.join());
+        tokio::time::timeout(FAREWELL + Duration::from_secs(1), ended).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn stop_may_be_asked_any_number_of_times_and_the_console_is_read_back() {
+        let mut setup = setup().await;
+        let mut client = MachineClient::new(setup.channel.clone());
+        for _ in 0..3 {
+            client.stop(StopRequest {}).await.unwrap();
+        }
+        setup.stop.recv().await.unwrap();
+        let reply = client.console(ConsoleRequest { lines: 1 }).await.unwrap().into_inner();
+        assert_eq!(reply.lines, ["world"]);
+        assert!(setup.directory.path().exists());
+    }
+}

@@ -62,10 +62,15 @@ pub enum State {
     Preparing,
     Booting(Boot),
     /// Identity set and desktop seen. `boot_id` is the guest's, to notice a restart nobody reported.
-    Running { boot_id: String, link: Link },
+    Running {
+        boot_id: String,
+        link: Link,
+    },
     Stopping(Stop),
     /// QEMU has been told to die because of `reason`.
-    Failing { reason: String },
+    Failing {
+        reason: String,
+    },
     Ended(Ending),
 }
 
@@ -120,22 +125,34 @@ pub enum Ending {
 pub enum Event {
     /// The disk is ready.
     Prepared,
-    PrepareFailed { reason: String },
+    PrepareFailed {
+        reason: String,
+    },
     /// QEMU or its network could not be started. There is no QEMU.
-    StartFailed { reason: String },
+    StartFailed {
+        reason: String,
+    },
     QemuExited(QemuExit),
     /// QMP: the guest powered itself off. QEMU's end follows.
     GuestShutdown,
     /// QMP: the guest restarted. `panic` is the kernel's last word on the console of this boot, if it had one.
-    GuestReset { panic: Option<String> },
+    GuestReset {
+        panic: Option<String>,
+    },
     /// A connection to the agent stands and it answered.
-    AgentUp { boot_id: String },
+    AgentUp {
+        boot_id: String,
+    },
     /// The connection ended.
     AgentLost,
     IdentitySet,
-    IdentityFailed { reason: String },
+    IdentityFailed {
+        reason: String,
+    },
     DesktopReady,
-    DesktopFailed { reason: String },
+    DesktopFailed {
+        reason: String,
+    },
     /// The agent did not take the request to power off.
     PowerOffFailed,
     /// By an RPC or a signal.
@@ -201,8 +218,8 @@ impl Boot {
 /// The next state and what to do to get there, in order.
 pub fn step(state: State, event: Event) -> (State, Vec<Action>) {
     use Action::{
-        ClearDeadline, CloseGuest, DropLink, Kill, OpenGuest, PowerButton, PowerOff, Quit, Reset, SetDeadline,
-        SetIdentity, StartQemu, WaitDesktop,
+        ClearDeadline, CloseGuest, DropLink, Kill, OpenGuest, PowerButton, PowerOff, Quit, Reset,
+        SetDeadline, SetIdentity, StartQemu, WaitDesktop,
     };
     use Event as E;
     use State as S;
@@ -258,18 +275,17 @@ pub fn step(state: State, event: Event) -> (State, Vec<Action>) {
         (S::Booting(Boot { stage: Stage::Desktop { .. }, .. }), E::DesktopFailed { reason }) => {
             fail(format!("the desktop did not start: {reason}"))
         }
-        (S::Booting(boot), E::GuestReset { panic }) => {
-            setback(boot, || match panic {
-                Some(panic) => format!("the guest's kernel stopped: {panic}"),
-                None => "the guest keeps restarting and never gets to its desktop".to_owned(),
-            })
-        }
+        (S::Booting(boot), E::GuestReset { panic }) => setback(boot, || match panic {
+            Some(panic) => format!("the guest's kernel stopped: {panic}"),
+            None => "the guest keeps restarting and never gets to its desktop".to_owned(),
+        }),
         (S::Booting(Boot { stage: Stage::Agent, setbacks, watchdog }), E::AgentLost) => {
             (S::Booting(Boot { stage: Stage::Agent, setbacks, watchdog }), vec![])
         }
-        (S::Booting(boot @ Boot { stage: Stage::Identity { .. } | Stage::Desktop { .. }, .. }), E::AgentLost) => {
-            setback(boot, || "the agent in the guest keeps ending before the desktop is up".to_owned())
-        }
+        (
+            S::Booting(boot @ Boot { stage: Stage::Identity { .. } | Stage::Desktop { .. }, .. }),
+            E::AgentLost,
+        ) => setback(boot, || "the agent in the guest keeps ending before the desktop is up".to_owned()),
         (S::Booting(boot), E::DeadlinePassed) => match (&boot.stage, boot.watchdog) {
             (Stage::Agent, Watchdog::Armed) => (
                 S::Booting(Boot { watchdog: Watchdog::Spent, ..boot }),
@@ -407,4 +423,214 @@ fn setback(boot: Boot, reason: impl FnOnce() -> String) -> (State, Vec<Action>) 
         State::Booting(Boot { stage: Stage::Agent, setbacks, ..boot }),
         vec![Action::DropLink, Action::SetDeadline(AGENT_DEADLINE)],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn up(boot_id: &str) -> Event {
+        Event::AgentUp { boot_id: boot_id.to_owned() }
+    }
+
+    fn crash() -> Event {
+        Event::QemuExited(QemuExit::Crashed { reason: "QEMU was killed by signal 9".to_owned() })
+    }
+
+    /// Feeds the events and gives the end state with the actions of the last step.
+    fn after(events: impl IntoIterator<Item = Event>) -> (State, Vec<Action>) {
+        let mut at = (State::Preparing, vec![]);
+        for event in events {
+            at = step(at.0, event);
+        }
+        at
+    }
+
+    fn booted() -> Vec<Event> {
+        vec![Event::Prepared, up("a"), Event::IdentitySet, Event::DesktopReady]
+    }
+
+    fn running_and(events: impl IntoIterator<Item = Event>) -> (State, Vec<Action>) {
+        after(booted().into_iter().chain(events))
+    }
+
+    fn stopped() -> State {
+        State::Ended(Ending::Stopped)
+    }
+
+    #[test]
+    fn the_happy_path() {
+        let (state, actions) = after([Event::Prepared]);
+        assert_eq!(state, State::Booting(Boot::first()));
+        assert_eq!(actions, [Action::StartQemu, Action::SetDeadline(AGENT_DEADLINE)]);
+        let (_, actions) = after([Event::Prepared, up("a")]);
+        assert_eq!(actions, [Action::SetIdentity, Action::SetDeadline(IDENTITY_DEADLINE)]);
+        let (_, actions) = after([Event::Prepared, up("a"), Event::IdentitySet]);
+        assert_eq!(actions, [Action::WaitDesktop, Action::SetDeadline(DESKTOP_DEADLINE)]);
+        let (state, actions) = running_and([]);
+        assert_eq!(state, State::Running { boot_id: "a".to_owned(), link: Link::Up });
+        assert_eq!(actions, [Action::ClearDeadline, Action::OpenGuest]);
+        let (state, actions) = running_and([Event::StopAsked]);
+        assert_eq!(state, State::Stopping(Stop::Asked));
+        assert_eq!(actions, [Action::CloseGuest, Action::PowerOff, Action::SetDeadline(STOP_DEADLINE)]);
+        let end = [Event::StopAsked, Event::GuestShutdown, Event::QemuExited(QemuExit::Clean)];
+        assert_eq!(running_and(end).0, stopped());
+    }
+
+    #[test]
+    fn a_silent_boot_is_reset_once_and_then_fails() {
+        let (state, actions) = after([Event::Prepared, Event::DeadlinePassed]);
+        assert_eq!(state, State::Booting(Boot { watchdog: Watchdog::Spent, ..Boot::first() }));
+        assert_eq!(actions, [Action::Reset, Action::SetDeadline(AGENT_DEADLINE)]);
+        let (state, actions) = after([Event::Prepared, Event::DeadlinePassed, Event::DeadlinePassed]);
+        let State::Failing { reason } = &state else { panic!("{state:?}") };
+        assert!(reason.contains("180 s"), "{reason}");
+        assert!(actions.contains(&Action::Kill));
+        let reason = reason.clone();
+        assert_eq!(step(state, crash()).0, State::Ended(Ending::Failed { reason }));
+    }
+
+    #[test]
+    fn a_boot_loop_ends_with_the_kernels_words() {
+        let reset = || Event::GuestReset { panic: Some("VFS: no root".to_owned()) };
+        let (state, actions) = after([Event::Prepared, reset(), reset()]);
+        assert_eq!(state, State::Booting(Boot { setbacks: 2, ..Boot::first() }));
+        assert_eq!(actions, [Action::DropLink, Action::SetDeadline(AGENT_DEADLINE)]);
+        let (state, _) = after([Event::Prepared, reset(), reset(), reset()]);
+        assert_eq!(state, State::Failing { reason: "the guest's kernel stopped: VFS: no root".to_owned() });
+    }
+
+    #[test]
+    fn an_agent_lost_while_booting_is_a_setback_once() {
+        // The call that was in progress and the connection both report it.
+        let (state, _) = after([Event::Prepared, up("a"), Event::AgentLost, Event::AgentLost]);
+        assert_eq!(state, State::Booting(Boot { setbacks: 1, ..Boot::first() }));
+    }
+
+    #[test]
+    fn a_running_computer_outlasts_its_agent() {
+        let (state, actions) = running_and([Event::AgentLost]);
+        assert_eq!(state, State::Running { boot_id: "a".to_owned(), link: Link::Down });
+        assert_eq!(actions, [Action::CloseGuest]);
+        let (state, actions) = running_and([Event::AgentLost, up("a")]);
+        assert_eq!(state, State::Running { boot_id: "a".to_owned(), link: Link::Up });
+        assert_eq!(actions, [Action::OpenGuest], "the same boot has its identity");
+    }
+
+    #[test]
+    fn a_restarted_guest_gets_its_identity_before_anyone_may_call_it() {
+        let (state, actions) = running_and([Event::AgentLost, up("b")]);
+        assert_eq!(state.phase(), Phase::Booting);
+        assert_eq!(
+            actions,
+            [Action::CloseGuest, Action::SetIdentity, Action::SetDeadline(IDENTITY_DEADLINE)]
+        );
+        let (state, actions) = running_and([Event::GuestReset { panic: None }]);
+        assert_eq!(state, State::Booting(Boot::first()));
+        assert_eq!(actions, [Action::CloseGuest, Action::DropLink, Action::SetDeadline(AGENT_DEADLINE)]);
+    }
+
+    #[test]
+    fn a_stop_goes_from_asking_to_quitting_to_killing() {
+        let ask = || vec![Event::Prepared, Event::StopAsked];
+        assert!(after(ask()).1.contains(&Action::PowerButton), "no agent to ask");
+        let then = |events: Vec<Event>| after(ask().into_iter().chain(events));
+        assert_eq!(then(vec![up("a")]).1, [Action::PowerOff]);
+        assert_eq!(then(vec![up("a"), Event::PowerOffFailed]).1, [Action::PowerButton]);
+        assert_eq!(then(vec![Event::StopAsked]), (State::Stopping(Stop::Asked), vec![]));
+        let (state, actions) = then(vec![Event::DeadlinePassed]);
+        assert_eq!(state, State::Stopping(Stop::Quitting));
+        assert_eq!(actions, [Action::Quit, Action::SetDeadline(QUIT_DEADLINE)]);
+        let (state, actions) = then(vec![Event::DeadlinePassed, Event::DeadlinePassed]);
+        assert_eq!(state, State::Stopping(Stop::Killing));
+        assert_eq!(actions, [Action::Kill, Action::ClearDeadline]);
+        assert_eq!(step(state, crash()).0, stopped());
+        assert_eq!(after([Event::StopAsked]).0, stopped(), "before QEMU there is nothing to stop");
+    }
+
+    #[test]
+    fn qemus_end_is_the_computers() {
+        let failed = State::Ended(Ending::Failed { reason: "QEMU was killed by signal 9".to_owned() });
+        assert_eq!(running_and([crash()]).0, failed);
+        assert_eq!(running_and([Event::StopAsked, crash()]).0, failed, "not by our hand");
+        assert_eq!(running_and([Event::QemuExited(QemuExit::Clean)]).0, stopped());
+        assert_eq!(running_and([Event::GuestShutdown]).0.phase(), Phase::Stopping);
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let text = || "[ab]";
+        prop_oneof![
+            Just(Event::Prepared),
+            text().prop_map(|reason| Event::PrepareFailed { reason }),
+            text().prop_map(|reason| Event::StartFailed { reason }),
+            Just(Event::QemuExited(QemuExit::Clean)),
+            text().prop_map(|reason| Event::QemuExited(QemuExit::Crashed { reason })),
+            Just(Event::GuestShutdown),
+            proptest::option::of(text()).prop_map(|panic| Event::GuestReset { panic }),
+            text().prop_map(|boot_id| Event::AgentUp { boot_id }),
+            Just(Event::AgentLost),
+            Just(Event::IdentitySet),
+            text().prop_map(|reason| Event::IdentityFailed { reason }),
+            Just(Event::DesktopReady),
+            text().prop_map(|reason| Event::DesktopFailed { reason }),
+            Just(Event::PowerOffFailed),
+            Just(Event::StopAsked),
+            Just(Event::DeadlinePassed),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order.
+        #[test]
+        fn every_history_keeps_the_promises(events in proptest::collection::vec(any_event(), 0..60)) {
+            let mut state = State::Preparing;
+            let (mut started, mut open, mut deadline, mut identity) = (0, false, false, false);
+            for event in events {
+                let before = state.clone();
+                if event == Event::DeadlinePassed {
+                    if !deadline {
+                        continue; // it cannot pass when there is none
+                    }
+                    deadline = false;
+                }
+                let forgets = matches!(event, Event::GuestReset { .. }) && !matches!(before, State::Ended(_));
+                let confirms = event == Event::IdentitySet
+                    && matches!(&before, State::Booting(Boot { stage: Stage::Identity { .. }, .. }));
+                let (next, actions) = step(state, event);
+                identity = (identity && !forgets) || confirms;
+                for action in &actions {
+                    match action {
+                        Action::StartQemu => started += 1,
+                        Action::OpenGuest => open = true,
+                        Action::CloseGuest => open = false,
+                        Action::SetDeadline(_) => deadline = true,
+                        Action::ClearDeadline => deadline = false,
+                        Action::SetIdentity => identity = false,
+                        _ => {}
+                    }
+                }
+                prop_assert!(started <= 1, "one process, one QEMU");
+                if open {
+                    prop_assert!(matches!(next, State::Running { .. }), "only a running guest may be called");
+                    prop_assert!(identity, "and only when it knows who it is");
+                }
+                match (&before, &next) {
+                    (State::Ended(_), _) => prop_assert_eq!(&before, &next),
+                    (State::Failing { .. }, _) => {
+                        prop_assert!(matches!(next, State::Failing { .. } | State::Ended(_)), "failing");
+                    }
+                    (State::Stopping(_), _) => {
+                        prop_assert!(matches!(next, State::Stopping(_) | State::Ended(_)));
+                    }
+                    _ => {}
+                }
+                // No wait without an end, except for what a kill or the user brings about.
+                let waits = matches!(next, State::Booting(_) | State::Stopping(Stop::Asked | Stop::Quitting));
+                prop_assert_eq!(waits, deadline, "{:?}", next);
+                state = next;
+            }
+        }
+    }
 }

@@ -238,7 +238,8 @@ impl Vm<'_> {
 
     fn start(&mut self) -> Result<(), String> {
         let allow = self.spec.network.allow.iter().map(|text| text.parse::<Network>());
-        let allow = allow.collect::<Result<Vec<_>, _>>().map_err(|error| format!("network.allow: {error}"))?;
+        let allow =
+            allow.collect::<Result<Vec<_>, _>>().map_err(|error| format!("network.allow: {error}"))?;
         let host = network::host_networks()
             .map_err(|error| format!("cannot read the addresses of this host: {error}"))?;
         let rules = network::policy(&host, &allow);

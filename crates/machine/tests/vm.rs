@@ -132,7 +132,10 @@ async fn a_computer_runs_stops_and_runs_again_with_its_files() {
     machine.watch_until(Phase::Booting, Duration::from_secs(60)).await;
     machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
     let mut guest = machine.guest().await;
-    assert_eq!(exec_ok(&mut guest, "hostname; echo $GREETING").await, format!("{}\nhello\n", machine.spec.hostname));
+    assert_eq!(
+        exec_ok(&mut guest, "hostname; echo $GREETING").await,
+        format!("{}\nhello\n", machine.spec.hostname)
+    );
 
     let began = std::time::Instant::now();
     machine.stop().await;
@@ -174,7 +177,10 @@ async fn the_guest_reaches_the_internet_and_nothing_of_the_host() {
         let connect = format!("timeout 10 bash -c 'exec 3<>/dev/tcp/{address}/{port}'");
         let outcome = exec(&mut guest, &connect).await;
         assert_ne!(outcome.code, 0, "the guest reached {address}:{port}");
-        println!("{address}: {}", String::from_utf8_lossy(&outcome.stderr).lines().next().unwrap_or_default());
+        println!(
+            "{address}: {}",
+            String::from_utf8_lossy(&outcome.stderr).lines().next().unwrap_or_default()
+        );
     }
     let reached = tokio::time::timeout(Duration::from_millis(10), listener.accept()).await;
     assert!(reached.is_err(), "somebody reached the host");

@@ -121,9 +121,7 @@ impl FailedStep {
                 step::USER_MAP => EnterError::Step { step: "mapping its user", source },
                 step::NETWORK => EnterError::Step { step: "opening the routing interface", source },
                 step::CONFINE => EnterError::Step { step: "tying its life to this process", source },
-                number => {
-                    EnterError::Step { step: namespace.purpose(number - step::FIRST_REQUEST), source }
-                }
+                number => EnterError::Step { step: namespace.purpose(number - step::FIRST_REQUEST), source },
             };
         }
         EnterError::Exec(source)

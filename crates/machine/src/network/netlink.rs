@@ -137,12 +137,7 @@ fn connected_route(rtmsg: &[u8]) -> Option<Network> {
     Some(Network::around(ipv4(destination)?, prefix))
 }
 
-fn dump(
-    socket: &OwnedFd,
-    kind: u16,
-    body: &[u8],
-    mut each: impl FnMut(u16, &[u8]),
-) -> std::io::Result<()> {
+fn dump(socket: &OwnedFd, kind: u16, body: &[u8], mut each: impl FnMut(u16, &[u8])) -> std::io::Result<()> {
     rustix::net::send(socket, &message(kind, NLM_F_REQUEST | NLM_F_DUMP, body), SendFlags::empty())?;
     // The kernel fills at most 32 KiB at a time.
     let mut buffer = vec![0_u8; 64 * 1024];

@@ -29,7 +29,7 @@ pub fn machine_process() {
         .with_env_filter("roost_machine=debug")
         .with_writer(std::io::stderr)
         .init();
-    if let Err(error) = roost_machine::run(Utf8Path::new(&directory)) {
+    if let Err(error) = roost_machine::run(Utf8Path::new(&directory), None) {
         eprintln!("error: {error}");
         std::process::exit(1);
     }
@@ -47,9 +47,9 @@ impl Template {
             format!("{home}/.local/share/roost/templates")
         });
         let current = Utf8PathBuf::from(templates).join("miosa-desktop/current");
-        let directory = current
-            .canonicalize_utf8()
-            .unwrap_or_else(|error| panic!("no template at {current} ({error}): build it with `roost image build`"));
+        let directory = current.canonicalize_utf8().unwrap_or_else(|error| {
+            panic!("no template at {current} ({error}): build it with `roost image build`")
+        });
         Self { directory }
     }
 }
@@ -90,7 +90,8 @@ impl Machine {
 
     pub fn start(&mut self) {
         std::fs::write(self.path(SPEC_FILE), serde_json::to_vec_pretty(&self.spec).unwrap()).unwrap();
-        self.process = Some(self.command(std::fs::File::create(self.path("machine.log")).unwrap()).spawn().unwrap());
+        self.process =
+            Some(self.command(std::fs::File::create(self.path("machine.log")).unwrap()).spawn().unwrap());
     }
 
     fn command(&self, log: impl Into<Stdio>) -> Command {
@@ -205,7 +206,9 @@ impl Machine {
         assert_eq!(lock, self.pid());
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            if let Some(qemu) = children(lock).into_iter().find(|child| comm(*child).starts_with("qemu-system")) {
+            if let Some(qemu) =
+                children(lock).into_iter().find(|child| comm(*child).starts_with("qemu-system"))
+            {
                 return qemu;
             }
             assert!(Instant::now() < deadline, "no QEMU\n{}", self.log());
@@ -301,7 +304,9 @@ fn pid(process: i32) -> rustix::process::Pid {
 fn children(process: i32) -> Vec<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let lists = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("children")).ok());
-    lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
+    lists
+        .flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+        .collect()
 }
 
 fn comm(process: i32) -> String {
