@@ -74,6 +74,7 @@ pub(crate) async fn doctor(args: &DoctorArgs, json: bool) -> anyhow::Result<Exit
     checks.push(found);
     checks.push(accelerator(template.as_ref(), &data));
     checks.push(namespaces());
+    checks.push(tun());
     checks.push(space(&data));
     checks.push(memory());
     checks.push(writable(&data));
@@ -154,6 +155,20 @@ fn namespaces() -> Check {
             "allow them: sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=10000",
         ),
         Err(error) => Check::bad("namespaces", Grade::Problem, error.to_string(), "apt install util-linux"),
+    }
+}
+
+/// Root gives each machine a device of its own; others need the usual permissions.
+fn tun() -> Check {
+    let path = "/dev/net/tun";
+    match rustix::fs::access(path, rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK) {
+        Ok(()) => Check::ok("network", format!("{path} can be opened")),
+        Err(error) => Check::bad(
+            "network",
+            Grade::Problem,
+            format!("{path}: {error}; computers would have no network"),
+            "modprobe tun; chmod 0666 /dev/net/tun",
+        ),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Machine processes on this host.
 //!
 //! One directory per computer, `<data>/machines/<id>/`. The process holds a lock on `machine.lock` for as
-//! long as it or its QEMU lives: whoever can take the lock knows that both are gone. The gRPC socket is made
-//! here and handed to the process as its standard input, so there is no moment in which the process exists
-//! and cannot be reached.
+//! long as it or its QEMU lives: whoever can take the lock knows that both are gone. The lock is taken and
+//! the gRPC socket is made here, and both are handed to the process, so there is no moment in which the
+//! process exists and cannot be seen or reached.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Stdio;
 
 use async_trait::async_trait;
@@ -112,6 +112,7 @@ impl Launcher for Local {
         // Environment values are secrets: nobody but the machine's user may read the spec.
         write_durably(&directory, SPEC_FILE, &text, self.drop_root.then_some(user))?;
 
+        let lock = take_lock(&directory, self.drop_root.then_some(user))?;
         let listener = listen(&directory)?;
         let log_path = directory.join(LOG_FILE);
         let log = OpenOptions::new()
@@ -128,13 +129,27 @@ impl Launcher for Local {
         }
         // A session of its own: a Ctrl-C meant for the server does not reach the machines.
         command.stdin(Stdio::from(listener)).stdout(Stdio::from(log)).stderr(Stdio::from(errors));
-        // SAFETY: setsid is async-signal-safe and touches nothing but the new process.
+        let lock_fd = lock.as_raw_fd();
+        command.arg("--lock-fd").arg(lock_fd.to_string());
+        // SAFETY: both calls are async-signal-safe and touch nothing but the new process; the descriptor is
+        // open there under the same number.
         unsafe {
-            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(std::io::Error::from));
+            command.pre_exec(move || {
+                rustix::process::setsid()?;
+                let lock = std::os::fd::BorrowedFd::borrow_raw(lock_fd);
+                rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty())?;
+                Ok(())
+            });
         }
         let mut child = command
             .spawn()
             .map_err(|source| LaunchError::Spawn { program: self.config.program.clone(), source })?;
+        // From here on the lock belongs to the process, whose number is in it for whoever must end it.
+        let pid = child.id().unwrap_or_default().to_string();
+        lock.set_len(0)
+            .and_then(|()| lock.write_all_at(pid.as_bytes(), 0))
+            .map_err(file("write", &directory.join(LOCK_FILE)))?;
+        drop(lock);
         // Reaped when it ends before this server does; otherwise init inherits it.
         let computer = spec.computer;
         tokio::spawn(async move {
@@ -281,6 +296,25 @@ async fn end(directory: &Utf8Path) -> Result<(), LaunchError> {
     }
     wait_for_lock(directory).await?;
     remove_if_there(&directory.join(SOCKET_FILE))
+}
+
+/// Takes the lock of a directory that nobody runs in.
+fn take_lock(directory: &Utf8Path, owner: Option<u32>) -> Result<File, LaunchError> {
+    let path = directory.join(LOCK_FILE);
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(file("open", &path))?;
+    if let Some(owner) = owner {
+        std::os::unix::fs::fchown(&lock, Some(owner), Some(owner)).map_err(file("give away", &path))?;
+    }
+    flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive)
+        .map_err(|errno| LaunchError::File { action: "lock", path, source: errno.into() })?;
+    Ok(lock)
 }
 
 fn listen(directory: &Utf8Path) -> Result<OwnedFd, LaunchError> {

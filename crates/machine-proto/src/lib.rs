@@ -9,6 +9,7 @@ use camino::Utf8PathBuf;
 use roost_api::{ComputerId, MemoryMib};
 use serde::{Deserialize, Serialize};
 
+#[expect(clippy::allow_attributes, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("roost.machine.v1");
 }

@@ -98,7 +98,8 @@ impl Slirp {
         command
             .args(["--configure", "--mtu=65520", "--disable-host-loopback"])
             .arg(format!("--cidr={LINK}"))
-            .args(["--enable-sandbox", "--enable-seccomp"])
+            // Not `--enable-sandbox`: that becomes user 0 of the namespace, which has no such user.
+            .arg("--enable-seccomp")
             .arg(format!("--ready-fd={}", tell_ready.as_raw_fd()))
             .arg(format!("--exit-fd={}", until.as_raw_fd()))
             .arg(format!("--userns-path={}", path(&namespaces.user)))
