@@ -146,9 +146,9 @@ async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
     let readiness = readiness::watch(display.clone());
     let environment = Environment::restore(user.clone(), display.clone(), readiness.clone());
     let services = Services::new(
-        SystemService::new(environment.clone(), readiness),
+        SystemService::new(environment.clone(), readiness.clone()),
         ProcessService::new(environment, user, display.clone()),
-        DesktopService::new(display),
+        DesktopService::new(display, readiness),
         TunnelService::new(rfb),
     );
     match transport {

@@ -146,6 +146,15 @@ impl Drop for Terminal {
     }
 }
 
+/// When the agent has found the X server.
+async fn connect(agent: &Agent) -> Channel {
+    let channel = agent.connect().await;
+    let mut desktop = DesktopClient::new(channel.clone());
+    let found = async { while desktop.screen(ScreenRequest {}).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(5), found).await.unwrap();
+    channel
+}
+
 async fn input(channel: &Channel, actions: impl IntoIterator<Item = Action>) -> Result<(), Status> {
     let actions = actions.into_iter().map(|action| InputAction { action: Some(action) }).collect();
     DesktopClient::new(channel.clone()).input(InputRequest { actions }).await.map(|_| ())
@@ -188,7 +197,7 @@ async fn the_picture_is_what_is_on_the_screen() {
     let server = Server::start();
     let (connection, root) = server.connect();
     let agent = server.agent();
-    let channel = agent.connect().await;
+    let channel = connect(&agent).await;
     paint(&connection, root, 0x12_34_56);
     let screen = DesktopClient::new(channel.clone()).screen(ScreenRequest {}).await.unwrap().into_inner();
     assert_eq!((screen.width, screen.height, screen.depth), (640, 400, 24));
@@ -220,7 +229,7 @@ async fn the_pointer_moves_presses_and_scrolls() {
     let server = Server::start();
     let (connection, root) = server.connect();
     let agent = server.agent();
-    let channel = agent.connect().await;
+    let channel = connect(&agent).await;
     let window = connection.generate_id().unwrap();
     let mask = EventMask::BUTTON_PRESS | EventMask::BUTTON_RELEASE;
     let look = CreateWindowAux::new().event_mask(mask).override_redirect(1);
@@ -273,7 +282,7 @@ async fn text_is_typed_exactly() {
     let server = Server::start();
     let terminal = server.terminal().await;
     let agent = server.agent();
-    let channel = agent.connect().await;
+    let channel = connect(&agent).await;
     let ascii: String = (' '..='~').collect();
     input(&channel, [text(&ascii)]).await.unwrap();
     terminal.expect(&ascii).await;
@@ -309,7 +318,7 @@ async fn locks_do_not_change_what_is_typed() {
     let server = Server::start();
     let terminal = server.terminal().await;
     let agent = server.agent();
-    let channel = agent.connect().await;
+    let channel = connect(&agent).await;
     let (connection, _) = server.connect();
     connection.xkb_use_extension(1, 0).unwrap().reply().unwrap();
     let caps_is_locked = || {
@@ -332,7 +341,7 @@ async fn chords_are_pressed_as_named() {
     let server = Server::start();
     let terminal = server.terminal().await;
     let agent = server.agent();
-    let channel = agent.connect().await;
+    let channel = connect(&agent).await;
     let chords = [
         chord(&["Control_L", "a"]),
         chord(&["a"]),
@@ -362,7 +371,7 @@ async fn chords_are_pressed_as_named() {
 async fn the_agent_finds_the_desktop_whenever_it_comes() {
     let first = Server::start();
     let agent = first.agent();
-    let channel = agent.connect().await;
+    let channel = connect(&agent).await;
     let mut system = SystemClient::new(channel.clone());
     capture(&channel, None).await.unwrap();
     let wait = tokio::spawn({

@@ -1,7 +1,7 @@
 //! The agent's connections to the X server of the desktop.
 //!
 //! There is one for all requests of the host ([`DisplayHandle`]), opened when it is first needed and again
-//! when the server has been restarted. Everything here blocks and belongs on a blocking thread.
+//! for each new life of the server ([`super::readiness`] counts them). Everything here blocks and belongs on a blocking thread.
 
 use std::{
     fs::File,
@@ -20,7 +20,11 @@ use x11rb::{
     rust_connection::{DefaultStream, RustConnection},
 };
 
-use super::{capture::CaptureError, input::InputError};
+use super::{
+    capture::CaptureError,
+    input::InputError,
+    readiness::{Readiness, Stage},
+};
 
 pub(super) const SOCKETS: &str = "/tmp/.X11-unix";
 pub(super) const SOCKETS_PARENT: &str = "/tmp";
@@ -39,6 +43,8 @@ pub(crate) struct DisplayAddress {
 pub(crate) enum DisplayError {
     #[error("the desktop does not answer on display :{number}: {source}; is it still starting?")]
     Unreachable { number: u16, source: io::Error },
+    #[error("there is no desktop on display :{number} yet: wait for it to start")]
+    Absent { number: u16 },
     #[error("the desktop on display :{number} refused the agent: {source}")]
     Refused { number: u16, source: ConnectError },
     #[error("the connection to the desktop broke: {0}")]
@@ -65,9 +71,10 @@ impl From<ReplyError> for DisplayError {
 impl From<DisplayError> for Status {
     fn from(error: DisplayError) -> Self {
         match error {
-            DisplayError::Unreachable { .. } | DisplayError::Refused { .. } | DisplayError::Lost(_) => {
-                Status::unavailable(error.to_string())
-            }
+            DisplayError::Absent { .. }
+            | DisplayError::Unreachable { .. }
+            | DisplayError::Refused { .. }
+            | DisplayError::Lost(_) => Status::unavailable(error.to_string()),
             DisplayError::Request(_) => Status::internal(error.to_string()),
             DisplayError::Lacks(_) => Status::unimplemented(error.to_string()),
             DisplayError::Capture(error) => error.into(),
@@ -147,49 +154,57 @@ pub(super) struct Display {
 #[derive(Debug)]
 pub(super) struct DisplayHandle<T> {
     address: DisplayAddress,
-    current: Mutex<Option<Arc<T>>>,
+    readiness: Readiness,
+    /// With the life of the desktop that it belongs to.
+    current: Mutex<Option<(u64, Arc<T>)>>,
     open: fn(Display) -> Result<T, DisplayError>,
 }
 
 impl<T> DisplayHandle<T> {
-    pub(super) fn new(address: DisplayAddress, open: fn(Display) -> Result<T, DisplayError>) -> Self {
-        Self { address, current: Mutex::new(None), open }
+    pub(super) fn new(
+        address: DisplayAddress,
+        readiness: Readiness,
+        open: fn(Display) -> Result<T, DisplayError>,
+    ) -> Self {
+        Self { address, readiness, current: Mutex::new(None), open }
     }
 
-    fn current(&self) -> Result<Arc<T>, DisplayError> {
+    /// The connection to the desktop of the moment. Does not wait for one: the server's socket may accept
+    /// connections long before there is a server.
+    pub(super) fn current(&self) -> Result<Arc<T>, DisplayError> {
+        let (Stage::Starting(life) | Stage::Ready(life)) = self.readiness.stage() else {
+            return Err(DisplayError::Absent { number: self.address.number });
+        };
         // A panic under this lock leaves a whole value behind.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
-            Some(session) => Ok(session.clone()),
-            None => {
+            Some((of, session)) if *of == life => Ok(session.clone()),
+            Some(_) | None => {
                 let session = Arc::new((self.open)(self.address.connect()?)?);
-                *current = Some(session.clone());
+                *current = Some((life, session.clone()));
                 Ok(session)
             }
         }
     }
 
-    fn forget(&self, lost: &Arc<T>) {
+    /// Of a connection that broke: the next request opens another.
+    pub(super) fn forget(&self, lost: &Arc<T>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, lost)) {
+        if current.as_ref().is_some_and(|(_, current)| Arc::ptr_eq(current, lost)) {
             *current = None;
         }
     }
 
-    /// Does something that may be done twice: once more when the connection turns out to be a dead one.
     pub(super) fn with<R>(
         &self,
-        mut work: impl FnMut(&Arc<T>) -> Result<R, DisplayError>,
+        work: impl FnOnce(&Arc<T>) -> Result<R, DisplayError>,
     ) -> Result<R, DisplayError> {
         let session = self.current()?;
-        match work(&session) {
-            Err(DisplayError::Lost(error)) => {
-                tracing::info!(%error, "the connection to the desktop broke");
-                self.forget(&session);
-                work(&self.current()?)
-            }
-            result => result,
+        let result = work(&session);
+        if matches!(result, Err(DisplayError::Lost(_))) {
+            self.forget(&session);
         }
+        result
     }
 }
 

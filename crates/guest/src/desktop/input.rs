@@ -15,7 +15,7 @@ use std::{
 use roost_guest_proto::v1::{Button, InputRequest, Scroll, input_action::Action};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Code, Status};
 use x11rb::{
     connection::{Connection, RequestConnection},
     protocol::{
@@ -177,18 +177,17 @@ pub(super) async fn perform(
         turn = turn.lock_owned() => turn,
         () = stop.cancelled() => return Err(dropped()),
     };
-    // Asks the server something: a dead connection is found before anything is done on it.
-    let session = blocking(move || {
-        handle.with(|session| {
-            session.display.connection.get_input_focus()?.reply()?;
-            Ok(session.clone())
-        })
-    })
-    .await?;
+    let desktop = handle.clone();
+    let session = blocking(move || desktop.current()).await?;
     let mut pressed = Pressed::default();
     match perform_steps(&session, steps, &stop, &mut pressed).await {
         Ok(()) => Ok(()),
         Err(status) => {
+            // What `DisplayError::Lost` became; there is nothing to let go on a connection that is no more.
+            if status.code() == Code::Unavailable {
+                handle.forget(&session);
+                return Err(status);
+            }
             let release = blocking(move || session.hands.release(&session.display, pressed));
             if let Err(error) = release.await {
                 tracing::warn!(%error, "let go of keys and buttons after an error");
@@ -571,15 +570,10 @@ impl Fingers<'_> {
         Ok(())
     }
 
+    /// The server keeps the pointer on the screen; it only has to fit the request.
     fn move_to(&self, x: i32, y: i32) -> Result<(), DisplayError> {
-        let Display { connection, root, .. } = self.display;
-        let screen = connection.get_geometry(*root)?.reply()?;
-        let clamp = |value: i32, size: u16| {
-            let last = i32::from(size.saturating_sub(1)).min(i32::from(i16::MAX));
-            i16::try_from(value.clamp(0, last)).unwrap_or(i16::MAX)
-        };
-        let (x, y) = (clamp(x, screen.width), clamp(y, screen.height));
-        self.send(xproto::MOTION_NOTIFY_EVENT, 0, x, y)
+        let clamp = |value: i32| i16::try_from(value.max(0)).unwrap_or(i16::MAX);
+        self.send(xproto::MOTION_NOTIFY_EVENT, 0, clamp(x), clamp(y))
     }
 
     fn press(&mut self, contact: Contact) -> Result<(), DisplayError> {

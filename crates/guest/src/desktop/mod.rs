@@ -25,6 +25,7 @@ use self::{
     capture::Capturer,
     display::{Display, DisplayAddress, DisplayError, DisplayHandle},
     input::{Hands, Turn},
+    readiness::Readiness,
 };
 use crate::system::blocking;
 
@@ -54,9 +55,9 @@ pub(crate) struct DesktopService {
 }
 
 impl DesktopService {
-    pub(crate) fn new(address: DisplayAddress) -> Self {
+    pub(crate) fn new(address: DisplayAddress, readiness: Readiness) -> Self {
         Self {
-            handle: Arc::new(DisplayHandle::new(address, Session::new)),
+            handle: Arc::new(DisplayHandle::new(address, readiness, Session::new)),
             captures: Arc::new(Semaphore::new(CAPTURES)),
             turn: Turn::default(),
         }
@@ -64,7 +65,7 @@ impl DesktopService {
 
     async fn with<R: Send + 'static>(
         &self,
-        mut work: impl FnMut(&Session) -> Result<R, DisplayError> + Send + 'static,
+        work: impl FnOnce(&Session) -> Result<R, DisplayError> + Send + 'static,
     ) -> Result<R, Status> {
         let handle = self.handle.clone();
         blocking(move || handle.with(|session| work(session))).await

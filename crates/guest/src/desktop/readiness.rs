@@ -35,46 +35,66 @@ x11rb::atom_manager! {
     }
 }
 
+/// Which life of the desktop this is, and how far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Absent,
+    /// The X server answers. The number tells one start of it from the next.
+    Starting(u64),
+    Ready(u64),
+}
+
 #[derive(Debug, Clone)]
-pub(crate) struct Readiness(watch::Receiver<bool>);
+pub(crate) struct Readiness(watch::Receiver<Stage>);
 
 impl Readiness {
-    pub(crate) fn is_ready(&self) -> bool {
+    pub(crate) fn stage(&self) -> Stage {
         *self.0.borrow()
     }
 
-    pub(crate) async fn ready(&mut self) {
-        self.until(true).await;
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(self.stage(), Stage::Ready(_))
     }
 
-    pub(crate) async fn gone(&mut self) {
-        self.until(false).await;
-    }
-
-    async fn until(&mut self, wanted: bool) {
-        if self.0.wait_for(|ready| *ready == wanted).await.is_err() {
+    /// Waits for a desktop that can be used, and tells which.
+    pub(crate) async fn ready(&mut self) -> u64 {
+        let ready = self.0.wait_for(|stage| matches!(stage, Stage::Ready(_))).await.map(|stage| *stage);
+        match ready {
+            Ok(Stage::Ready(life)) => life,
             // The thread that would tell is gone, so nobody will ever know.
+            Ok(Stage::Absent | Stage::Starting(_)) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Waits until it is another one.
+    pub(crate) async fn not(&mut self, life: u64) {
+        if self.0.wait_for(|stage| *stage != Stage::Ready(life)).await.is_err() {
             std::future::pending().await
         }
     }
 }
 
 pub(crate) fn watch(address: DisplayAddress) -> Readiness {
-    let (ready, readiness) = watch::channel(false);
+    let (stage, readiness) = watch::channel(Stage::Absent);
     std::thread::spawn(move || {
-        let Err(error) = follow(&address, &ready);
+        let Err(error) = follow(&address, &stage);
         tracing::error!(%error, "watch the desktop: it will never be called ready");
     });
     Readiness(readiness)
 }
 
-fn follow(address: &DisplayAddress, ready: &watch::Sender<bool>) -> io::Result<Infallible> {
-    loop {
+fn follow(address: &DisplayAddress, stage: &watch::Sender<Stage>) -> io::Result<Infallible> {
+    for life in 1.. {
         let display = reach(address)?;
+        stage.send_replace(Stage::Starting(life));
+        let ready = || {
+            stage.send_replace(Stage::Ready(life));
+        };
         let Err(error) = follow_display(&display, ready);
-        ready.send_replace(false);
+        stage.send_replace(Stage::Absent);
         tracing::info!(%error, "the desktop is gone");
     }
+    unreachable!("no desktop starts that often")
 }
 
 /// Waits for the X server.
@@ -147,7 +167,7 @@ impl SocketWatch {
 }
 
 /// Ends when the connection does.
-fn follow_display(display: &Display, ready: &watch::Sender<bool>) -> Result<Infallible, DisplayError> {
+fn follow_display(display: &Display, ready: impl FnOnce()) -> Result<Infallible, DisplayError> {
     let Display { connection, root, .. } = display;
     let atoms = Atoms::new(connection)?.reply()?;
     let listen = |mask| ChangeWindowAttributesAux::new().event_mask(mask);
@@ -162,7 +182,7 @@ fn follow_display(display: &Display, ready: &watch::Sender<bool>) -> Result<Infa
     }
     connection.change_window_attributes(*root, &listen(EventMask::NO_EVENT))?;
     connection.flush()?;
-    ready.send_replace(true);
+    ready();
     tracing::info!("the desktop is ready");
     loop {
         connection.wait_for_event()?;

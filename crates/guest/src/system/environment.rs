@@ -167,7 +167,7 @@ async fn follow(
 ) {
     let mut told = BTreeSet::new();
     loop {
-        readiness.ready().await;
+        let desktop = readiness.ready().await;
         let variables = changes.borrow_and_update().clone();
         if !(variables.is_empty() && told.is_empty()) {
             match tell_session(&variables, &told, &user, &display).await {
@@ -180,7 +180,7 @@ async fn follow(
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             // A new session knows nothing yet.
-            () = readiness.gone() => told.clear(),
+            () = readiness.not(desktop) => told.clear(),
         }
     }
 }

@@ -17,6 +17,13 @@
 //! it, never two of them in one read, so a new connection's preface always stands at the start of a read.
 //! Finding one there, followed by what must follow it, ends the old connection and begins the next. (Somebody
 //! who uploads a file full of prefaces can end their own connection this way; the host connects again.)
+//!
+//! **The host learns that the agent is a new one.** The host's end does not close when the agent ends, so the
+//! host would wait for ever for answers of an agent that is no more. An agent that finds the port open and is
+//! sent no preface answers with bytes that no HTTP/2 client can take for a frame, and the host connects again.
+//!
+//! Every write is a message to the emulated device, which costs far more than copying its bytes: writes are
+//! gathered until HTTP/2 asks for a flush.
 
 use std::{
     io,
@@ -24,6 +31,7 @@ use std::{
     path::PathBuf,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -40,6 +48,13 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS_TYPE: u8 = 4;
 /// More than the driver hands out at once (one page).
 const READ_SIZE: usize = 16 * 1024;
+/// As much as the driver takes at once.
+const WRITE_SIZE: usize = 32 * 1024;
+/// A host that has just connected sends its preface at once.
+const PREFACE_LIMIT: Duration = Duration::from_secs(1);
+/// Ends the frame that an earlier agent may have left unfinished, and then is the header of one that is too
+/// large for anybody.
+static NO_FRAME: [u8; 64 * 1024 + 16] = [0xff; 64 * 1024 + 16];
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
@@ -50,8 +65,8 @@ pub(crate) enum PortError {
     Open { path: PathBuf, source: io::Error },
     #[error("watch {}", path.display())]
     Watch { path: PathBuf, source: io::Error },
-    #[error("read {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("wait for a connection on {}", path.display())]
+    Wait { path: PathBuf, source: io::Error },
 }
 
 /// The device. As a stream it is the current connection, and ends when that does; call
@@ -66,6 +81,9 @@ pub(crate) struct Port {
     /// Read from the device and not yet handed on, from `consumed`.
     received: Vec<u8>,
     consumed: usize,
+    /// Not yet written to the device, from `written`.
+    outgoing: Vec<u8>,
+    written: usize,
     state: State,
 }
 
@@ -117,6 +135,8 @@ impl Port {
                 writing: Side::default(),
                 received: Vec::with_capacity(READ_SIZE),
                 consumed: 0,
+                outgoing: Vec::with_capacity(WRITE_SIZE),
+                written: 0,
                 state: State::Between,
             }),
             Err(source) => Err(PortError::Watch { path, source }),
@@ -130,7 +150,11 @@ impl Port {
             self.received.drain(..self.consumed);
         }
         self.consumed = 0;
+        self.outgoing.clear();
+        self.written = 0;
         self.state = State::Between;
+        // Only a host end that was open all the time can belong to an earlier connection.
+        let mut rejection = Some(Instant::now() + PREFACE_LIMIT);
         loop {
             if let Some(start) = self.received.windows(PREFACE.len()).position(|window| window == PREFACE) {
                 self.consumed = start;
@@ -140,18 +164,54 @@ impl Port {
             // The end may be the beginning of a preface.
             let keep = self.received.len().min(PREFACE.len() - 1);
             self.received.drain(..self.received.len() - keep);
-            match std::future::poll_fn(|context| self.poll_receive(context)).await {
-                // The host's end is closed: nothing arrives before it opens, and that is an edge.
-                Ok(0) => {
+            match self.receive_until(rejection).await.map_err(|source| self.failed(source))? {
+                Some(0) => {
                     self.received.clear();
-                    std::future::poll_fn(|context| self.poll_edge(context, Direction::Read))
-                        .await
-                        .map_err(|source| PortError::Watch { path: self.path.clone(), source })?;
+                    rejection = None;
+                    // The host's end is closed: nothing arrives before it opens, and that is an edge.
+                    let edge = std::future::poll_fn(|context| self.poll_edge(context, Direction::Read)).await;
+                    edge.map_err(|source| self.failed(source))?;
                 }
-                Ok(_) => {}
-                Err(source) => return Err(PortError::Read { path: self.path.clone(), source }),
+                Some(_) => {}
+                None => {
+                    tracing::info!("the host is still connected to an earlier agent");
+                    rejection = None;
+                    self.reject().await.map_err(|source| self.failed(source))?;
+                }
             }
         }
+    }
+
+    fn failed(&self, source: io::Error) -> PortError {
+        PortError::Wait { path: self.path.clone(), source }
+    }
+
+    /// One read; none in time.
+    async fn receive_until(&mut self, limit: Option<Instant>) -> io::Result<Option<usize>> {
+        let receive = std::future::poll_fn(|context| self.poll_receive(context));
+        match limit {
+            None => receive.await.map(Some),
+            Some(limit) => match tokio::time::timeout_at(limit.into(), receive).await {
+                Ok(received) => received.map(Some),
+                Err(_) => Ok(None),
+            },
+        }
+    }
+
+    /// Tells whoever is connected that this is not the agent it knows.
+    async fn reject(&mut self) -> io::Result<()> {
+        let mut left = &NO_FRAME[..];
+        while !left.is_empty() && !self.host_is_gone()? {
+            match rustix::io::write(&self.device, left) {
+                Ok(count) => left = &left[count..],
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    std::future::poll_fn(|context| self.poll_edge(context, Direction::Write)).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Appends what one read of the device gives; 0 when the host's end is closed.
@@ -165,6 +225,28 @@ impl Port {
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
+    }
+
+    /// Writes what has been gathered.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.outgoing.len() {
+            // A superseded connection's frames would be garbage to the new one.
+            if self.state != State::Connected {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            match rustix::io::write(&self.device, &self.outgoing[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(Errno::INTR) => {}
+                // A closed host end also "would block"; HTTP/2 may not read on while it cannot write, so
+                // the end of the connection has to be found here.
+                Err(Errno::WOULDBLOCK) if self.host_is_gone()? => self.state = State::Between,
+                Err(Errno::WOULDBLOCK) => ready!(self.poll_edge(context, Direction::Write))?,
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        self.outgoing.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
     }
 
     /// Waits for a change since the last look at the device.
@@ -253,31 +335,151 @@ impl AsyncRead for Port {
 impl AsyncWrite for Port {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let port = self.get_mut();
-        loop {
-            // A superseded connection's frames would be garbage to the new one.
-            if port.state != State::Connected {
-                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-            }
-            match rustix::io::write(&port.device, data) {
-                Ok(count) => return Poll::Ready(Ok(count)),
-                Err(Errno::INTR) => {}
-                // A closed host end also "would block"; HTTP/2 may not read on while it cannot write, so
-                // the end of the connection has to be found here.
-                Err(Errno::WOULDBLOCK) if port.host_is_gone()? => {
-                    port.state = State::Between;
-                }
-                Err(Errno::WOULDBLOCK) => ready!(port.poll_edge(context, Direction::Write))?,
-                Err(error) => return Poll::Ready(Err(error.into())),
-            }
+        if port.outgoing.len() == WRITE_SIZE {
+            ready!(port.poll_send(context))?;
         }
+        let count = data.len().min(WRITE_SIZE - port.outgoing.len());
+        port.outgoing.extend_from_slice(&data[..count]);
+        Poll::Ready(Ok(count))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(context)
     }
 
     /// The device stays open: closing it would throw away what the next connection has sent already.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const SETTINGS: &[u8] = &[0, 0, 0, SETTINGS_TYPE, 0, 0, 0, 0, 0];
+
+    /// A port and its host's end. Like the device, a packet socket keeps apart what was written apart.
+    fn pair() -> (Port, OwnedFd) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (device, host) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        (Port::over(device, "test".into()).unwrap(), host)
+    }
+
+    fn send(host: &OwnedFd, data: &[u8]) {
+        assert_eq!(rustix::io::write(host, data), Ok(data.len()));
+    }
+
+    async fn expect(port: &mut Port, data: &[u8]) {
+        let mut read = vec![0; data.len()];
+        port.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, data);
+    }
+
+    #[tokio::test]
+    async fn leftovers_are_thrown_away_up_to_the_preface() {
+        let (mut port, host) = pair();
+        send(&host, b"rest of a frame PRI * HTTP/2.0\r\n");
+        send(&host, b"PRI * HTTPRI");
+        send(&host, b" * HTTP/2.0\r\n\r\nSM\r\n\r\nmore");
+        port.next_connection().await.unwrap();
+        expect(&mut port, PREFACE).await;
+        expect(&mut port, b"more").await;
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_ends_the_old_one_and_loses_nothing() {
+        for new in [&[PREFACE][..], &[PREFACE, SETTINGS, b"new"]] {
+            let (mut port, host) = pair();
+            send(&host, &[PREFACE, SETTINGS].concat());
+            port.next_connection().await.unwrap();
+            expect(&mut port, &[PREFACE, SETTINGS].concat()).await;
+            send(&host, b"half a fra");
+            send(&host, &new.concat());
+            expect(&mut port, b"half a fra").await;
+            assert_eq!(port.read(&mut [0]).await.unwrap(), 0);
+            port.write_all(b"too late").await.unwrap();
+            assert!(port.flush().await.is_err());
+            port.next_connection().await.unwrap();
+            expect(&mut port, &new.concat()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_preface_in_the_middle_of_data_is_data() {
+        let (mut port, host) = pair();
+        send(&host, PREFACE);
+        port.next_connection().await.unwrap();
+        expect(&mut port, PREFACE).await;
+        for data in [[b"x", PREFACE].concat(), [PREFACE, b"GET / HTTP"].concat()] {
+            send(&host, &data);
+            expect(&mut port, &data).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn writes_are_gathered_until_the_flush() {
+        let (mut port, host) = pair();
+        send(&host, PREFACE);
+        port.next_connection().await.unwrap();
+        port.write_all(b"header").await.unwrap();
+        port.write_all(b"payload").await.unwrap();
+        let mut buffer = [0; 100];
+        assert_eq!(rustix::io::read(&host, &mut buffer), Err(Errno::WOULDBLOCK));
+        port.flush().await.unwrap();
+        assert_eq!(rustix::io::read(&host, &mut buffer), Ok(13));
+    }
+
+    #[tokio::test]
+    async fn a_full_port_waits_for_the_host_and_still_reads() {
+        let (mut port, host) = pair();
+        send(&host, PREFACE);
+        port.next_connection().await.unwrap();
+        expect(&mut port, PREFACE).await;
+        let data = vec![7; 4 << 20];
+        let (mut reader, mut writer) = tokio::io::split(port);
+        let write = tokio::spawn(async move {
+            writer.write_all(&data).await.unwrap();
+            writer.flush().await.unwrap();
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        send(&host, b"ping");
+        let mut read = [0; 4];
+        reader.read_exact(&mut read).await.unwrap();
+        assert!(!write.is_finished());
+        let mut received = 0;
+        let mut buffer = vec![0; WRITE_SIZE];
+        while received < 4 << 20 {
+            match rustix::io::read(&host, &mut buffer[..]) {
+                Ok(count) => received += count,
+                Err(Errno::WOULDBLOCK) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        write.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_host_that_talks_to_an_earlier_agent_is_told() {
+        let (mut port, host) = pair();
+        send(&host, b"a frame for somebody else");
+        let listen = tokio::spawn(async move { port.next_connection().await.map(|()| port) });
+        let mut told = 0;
+        let mut buffer = vec![0; NO_FRAME.len()];
+        while told < NO_FRAME.len() {
+            match rustix::io::read(&host, &mut buffer[..]) {
+                Ok(count) => {
+                    assert!(buffer[..count].iter().all(|byte| *byte == 0xff));
+                    told += count;
+                }
+                Err(Errno::WOULDBLOCK) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        send(&host, PREFACE);
+        expect(&mut listen.await.unwrap().unwrap(), PREFACE).await;
     }
 }
