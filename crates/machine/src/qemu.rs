@@ -67,6 +67,9 @@ pub fn start(spec: &MachineSpec, directory: &Directory, rules: &[Rule]) -> Resul
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
+        // A signal to our whole process group (a terminal's Ctrl-C) asks for a clean stop; QEMU would obey it
+        // at once and pull the plug.
+        .process_group(0)
         .kill_on_drop(true);
     let in_child = Arc::clone(&namespace);
     // SAFETY: `enter` makes system calls only and allocates nothing.

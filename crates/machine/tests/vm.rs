@@ -4,6 +4,8 @@
 //! Each test runs the machine process as a process of its own, by starting this test program again for the
 //! one "test" [`machine_process`].
 
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod harness;
 
 use std::time::Duration;
@@ -192,4 +194,19 @@ async fn the_guest_reaches_the_internet_and_nothing_of_the_host() {
     exec_ok(&mut guest, "sudo apt-get update 2>&1 | tail -3 >&2").await;
     machine.stop().await;
     machine.wait_for_exit();
+}
+
+#[test]
+#[ignore = "boots a VM"]
+fn the_probe_gives_one_verdict_and_remembers_it() {
+    let template = Template::find();
+    let directory = tempfile::tempdir().unwrap();
+    let cache = camino::Utf8Path::from_path(directory.path()).unwrap().join("accel.json");
+    let began = std::time::Instant::now();
+    let first = roost_machine::accel::probe(&template.kernel(), &template.initrd(), &cache).unwrap();
+    println!("{:?} in {:?}: {}", first.accelerator, began.elapsed(), first.why);
+    let began = std::time::Instant::now();
+    let second = roost_machine::accel::probe(&template.kernel(), &template.initrd(), &cache).unwrap();
+    assert_eq!(first, second);
+    assert!(began.elapsed() < Duration::from_secs(1), "the second answer comes from the cache");
 }

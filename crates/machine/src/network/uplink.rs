@@ -107,8 +107,11 @@ impl Slirp {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            // It stays until QEMU has ended, whatever signal our process group gets.
+            .process_group(0)
             .kill_on_drop(true);
-        let keep_open = move || {
+        let before_exec = move || {
+            rustix::thread::set_no_new_privs(true)?;
             for fd in inherit {
                 // SAFETY: the descriptors are open in the parent until the child is spawned.
                 let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
@@ -117,7 +120,7 @@ impl Slirp {
             Ok(())
         };
         // SAFETY: the closure makes system calls only.
-        unsafe { command.pre_exec(keep_open) };
+        unsafe { command.pre_exec(before_exec) };
         let mut child = command.spawn().map_err(UplinkError::Spawn)?;
         let stderr = child.stderr.take().expect("stderr is piped");
         let stderr = Task::spawn(Tail::read(stderr, |line| tracing::debug!("slirp4netns: {line}")));

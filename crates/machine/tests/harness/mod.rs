@@ -41,6 +41,14 @@ pub struct Template {
 }
 
 impl Template {
+    pub fn kernel(&self) -> Utf8PathBuf {
+        self.directory.join("kernel")
+    }
+
+    pub fn initrd(&self) -> Utf8PathBuf {
+        self.directory.join("initrd")
+    }
+
     pub fn find() -> Self {
         let templates = std::env::var("ROOST_TEMPLATES").unwrap_or_else(|_| {
             let home = std::env::var("HOME").expect("HOME is set");
@@ -70,10 +78,7 @@ impl Machine {
             vcpus: 2,
             memory: roost_api::MemoryMib(2048),
             disk: DiskSpec::New { base: template.directory.join("base.qcow2"), size_gib: 10 },
-            boot: BootSpec {
-                kernel: template.directory.join("kernel"),
-                initrd: template.directory.join("initrd"),
-            },
+            boot: BootSpec { kernel: template.kernel(), initrd: template.initrd() },
             accelerator: Accelerator::Tcg,
             env: BTreeMap::new(),
             network: NetworkSpec::default(),
@@ -176,17 +181,16 @@ impl Machine {
     }
 
     pub fn wait_for_exit(&mut self) {
-        let mut process = self.process.take().expect("started");
         let deadline = Instant::now() + Duration::from_secs(120);
-        while Instant::now() < deadline {
-            if let Some(status) = process.try_wait().unwrap() {
+        loop {
+            if let Some(status) = self.process.as_mut().expect("started").try_wait().unwrap() {
+                self.process = None;
                 assert!(status.success(), "{status}\n{}", self.log());
                 return;
             }
+            assert!(Instant::now() < deadline, "the machine process does not end\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        process.kill().unwrap();
-        panic!("the machine process does not end\n{}", self.log());
     }
 
     pub fn try_outcome(&self) -> Option<Outcome> {
