@@ -25,10 +25,8 @@ pub struct Server {
 
 /// The program under test.
 pub fn roost() -> PathBuf {
-    std::env::var_os("ROOST_BIN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/roost"),
-        PathBuf::from,
-    )
+    std::env::var_os("ROOST_BIN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/roost"), PathBuf::from)
 }
 
 /// The templates of this machine: building one takes a minute, so servers under test share them.
@@ -119,7 +117,9 @@ fn spawn(data: &Path) -> Result<(Child, String)> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .with_context(|| format!("failed to start {}; build it with `cargo xtask test`", roost().display()))?;
+        .with_context(|| {
+            format!("failed to start {}; build it with `cargo xtask test`", roost().display())
+        })?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
     let begun = Instant::now();
     let mut buffer = [0; 4096];

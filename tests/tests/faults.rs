@@ -70,7 +70,9 @@ async fn qemu_is_killed() -> Result<()> {
 
     kill(process(&machine, "qemu-system")?)?;
     // A call that waits for the end of the computer, instead of asking again and again.
-    let hung = client.post(&format!("/computers/{id}/exec"), json!({ "command": "sleep 60", "timeout": 60 })).await?;
+    let hung = client
+        .post(&format!("/computers/{id}/exec"), json!({ "command": "sleep 60", "timeout": 60 }))
+        .await?;
     ensure!(hung.status == 502 || hung.status == 409, "{} {}", hung.status, hung.json()?);
     let computer = until_error(&client, &id).await?;
     let reason = computer["error"].as_str().context("no reason")?;
@@ -104,5 +106,8 @@ async fn until_error(client: &roost_tests::Client, id: &str) -> Result<serde_jso
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    anyhow::bail!("the computer did not turn to error: {}", client.get(&format!("/computers/{id}")).await?.json()?)
+    anyhow::bail!(
+        "the computer did not turn to error: {}",
+        client.get(&format!("/computers/{id}")).await?.json()?
+    )
 }

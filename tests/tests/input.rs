@@ -26,12 +26,29 @@ async fn every_bad_request_says_what_is_wrong() -> Result<()> {
         ("/computers", b"\xff\xfe", 400, "INVALID_JSON", "not valid JSON"),
         ("/computers", b"[]", 422, "VALIDATION_FAILED", "body"),
         ("/computers", b"{}", 400, "MISSING_PARAM", "name is required"),
-        ("/computers", br#"{"name": "  ", "template_type": "miosa-desktop"}"#, 400, "MISSING_PARAM", "name is required"),
+        (
+            "/computers",
+            br#"{"name": "  ", "template_type": "miosa-desktop"}"#,
+            400,
+            "MISSING_PARAM",
+            "name is required",
+        ),
         ("/computers", br#"{"name": "x"}"#, 400, "MISSING_PARAM", "name is required"),
         ("/computers", br#"{"name": 7}"#, 422, "VALIDATION_FAILED", "name"),
-        ("/computers", br#"{"name": "x", "template_type": "windows"}"#, 422, "VALIDATION_FAILED", "miosa-desktop"),
-        ("/computers", br#"{"name": "x", "template_type": "miosa-desktop", "size": "huge"}"#, 422,
-            "VALIDATION_FAILED", "small"),
+        (
+            "/computers",
+            br#"{"name": "x", "template_type": "windows"}"#,
+            422,
+            "VALIDATION_FAILED",
+            "miosa-desktop",
+        ),
+        (
+            "/computers",
+            br#"{"name": "x", "template_type": "miosa-desktop", "size": "huge"}"#,
+            422,
+            "VALIDATION_FAILED",
+            "small",
+        ),
         ("/computers", large.as_bytes(), 413, "TOO_LARGE", "larger than"),
         ("/computers/nonsense/start", b"{}", 400, "INVALID_ID", "invalid computer id"),
     ];
@@ -67,7 +84,12 @@ fn envelope(answer: &roost_tests::Answer, status: u16, code: &str, message: &str
     ensure!(body["message"] == body["error"]["message"], "{body}");
     ensure!(body["message"].as_str().is_some_and(|text| text.contains(message)), "{body}");
     ensure!(body["error"]["retryable"].is_boolean(), "{body}");
-    ensure!(answer.headers.get("x-request-id").is_some_and(|id| body["request_id"] == id.to_str().unwrap_or_default()));
+    ensure!(
+        answer
+            .headers
+            .get("x-request-id")
+            .is_some_and(|id| body["request_id"] == id.to_str().unwrap_or_default())
+    );
     ensure!(status != 422 || body["errors"].is_object(), "{body}");
     Ok(())
 }
@@ -85,7 +107,8 @@ async fn commands_that_misbehave_are_bounded() -> Result<()> {
 
     // 50 MB: cut at the limit of the answer, and not held in memory beyond it.
     let before = server.resident()?;
-    let result = exec(json!({ "command": "head -c 50000000 /dev/zero | tr '\\0' x", "timeout": 120 })).await?;
+    let result =
+        exec(json!({ "command": "head -c 50000000 /dev/zero | tr '\\0' x", "timeout": 120 })).await?;
     ensure!(result["exit_code"] == 0 && result["truncated"] == true);
     ensure!(result["output"].as_str().is_some_and(|text| text.len() == 8 * 1024 * 1024));
     let grown = server.resident()?.saturating_sub(before);
@@ -93,7 +116,10 @@ async fn commands_that_misbehave_are_bounded() -> Result<()> {
 
     // One that never ends, with children: killed as a whole.
     let result = exec(json!({ "command": "sleep 3333 & sleep 3333", "timeout": 2 })).await?;
-    ensure!(result["exit_code"] == 124 && result["timed_out"] == true && result["success"] == false, "{result}");
+    ensure!(
+        result["exit_code"] == 124 && result["timed_out"] == true && result["success"] == false,
+        "{result}"
+    );
     ensure!(client.exec(&id, "pgrep -f 'sleep 333[3]'").await?["success"] == false, "children are left");
 
     // One that forks into the background: answered at once, and left running.
@@ -136,7 +162,8 @@ async fn streamed(client: &Client, id: &str) -> Result<()> {
             anyhow::Ok(tokio_tungstenite::connect_async(request).await?.0)
         }
     };
-    let mut socket = connect("head -c 3000000 /dev/urandom | tee >(sha256sum >&2)", Some("miosa-exec-v1")).await?;
+    let mut socket =
+        connect("head -c 3000000 /dev/urandom | tee >(sha256sum >&2)", Some("miosa-exec-v1")).await?;
     let (mut stdout, mut stderr, mut exit) = (Vec::new(), Vec::new(), None);
     while let Some(message) = socket.next().await {
         let Message::Binary(frame) = message? else { continue };
@@ -149,7 +176,9 @@ async fn streamed(client: &Client, id: &str) -> Result<()> {
     }
     ensure!(stdout.len() == 3_000_000 && exit == Some(vec![0; 4]), "{} bytes, exit {exit:?}", stdout.len());
     let body = base64::engine::general_purpose::STANDARD.encode(&stdout[..300_000]);
-    let mut check = connect("base64 -d | cmp -s - <(head -c 300000 /dev/stdin) ; cat >/dev/null; echo done", None).await?;
+    let mut check =
+        connect("base64 -d | cmp -s - <(head -c 300000 /dev/stdin) ; cat >/dev/null; echo done", None)
+            .await?;
     check.send(Message::text(json!({ "type": "stdin", "data": body }).to_string())).await?;
     check.send(Message::text(json!({ "type": "stdin_close" }).to_string())).await?;
     let mut last = Value::Null;
@@ -164,7 +193,9 @@ async fn streamed(client: &Client, id: &str) -> Result<()> {
     let mut socket = connect("echo ready; sleep 7777", None).await?;
     ensure!(socket.next().await.context("no output")??.into_text()?.contains("ready"));
     socket.close(None).await?;
-    client.output(id, "timeout 15 sh -c 'while pgrep -f \"sleep 777[7]\" >/dev/null; do sleep 0.2; done'").await?;
+    client
+        .output(id, "timeout 15 sh -c 'while pgrep -f \"sleep 777[7]\" >/dev/null; do sleep 0.2; done'")
+        .await?;
     Ok(())
 }
 

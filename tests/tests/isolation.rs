@@ -22,7 +22,9 @@ async fn computers_are_apart_and_away_from_the_host() -> Result<()> {
     // Files, processes, ports.
     client.output(&first, "echo secret > /workspace/secret; (sleep 4242 >/dev/null 2>&1 &)").await?;
     client.output(&first, "(python3 -m http.server 8765 --bind 0.0.0.0 >/dev/null 2>&1 &)").await?;
-    client.output(&first, "timeout 20 sh -c 'until curl -s localhost:8765 >/dev/null; do sleep 0.2; done'").await?;
+    client
+        .output(&first, "timeout 20 sh -c 'until curl -s localhost:8765 >/dev/null; do sleep 0.2; done'")
+        .await?;
     ensure!(client.exec(&second, "ls /workspace/secret").await?["success"] == false);
     ensure!(client.exec(&second, "pgrep -f 'sleep 4242'").await?["success"] == false);
     for address in ["127.0.0.1", "10.0.2.2", "10.0.2.15"] {
@@ -51,7 +53,12 @@ async fn computers_are_apart_and_away_from_the_host() -> Result<()> {
     reached.abort();
 
     // Names are still resolved, and packages can be had.
-    client.output(&first, "getent hosts $(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources | cut -d/ -f3)").await?;
+    client
+        .output(
+            &first,
+            "getent hosts $(awk '/^URIs:/{print $2; exit}' /etc/apt/sources.list.d/*.sources | cut -d/ -f3)",
+        )
+        .await?;
     let body = json!({ "command": "sudo apt-get -q update 2>&1", "timeout": 240 });
     let update = client.post(&format!("/computers/{first}/exec"), body).await?.json()?;
     ensure!(update["success"] == true, "{update}");

@@ -14,7 +14,8 @@ pub(crate) fn root() -> PathBuf {
 
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root());
+    // A failed test says what it wanted; the frames of its runtime are noise around that.
+    command.current_dir(root()).env("RUST_BACKTRACE", "0");
     command
 }
 
@@ -76,6 +77,8 @@ pub(crate) fn programs() -> Result<()> {
             "--",
             "-C",
             "target-feature=+crt-static",
+            "-C",
+            "strip=symbols",
         ]),
     )
 }

@@ -52,9 +52,8 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
         let list = [wanted, qemu].concat().join(" ");
         bail!("this is not a Debian system; install these programs' packages yourself: {list}");
     }
-    step::run("package lists", &mut apt(&["update"])).context(
-        "apt-get update failed: is there a network, and are the sources of this machine right?",
-    )?;
+    step::run("package lists", &mut apt(&["update"]))
+        .context("apt-get update failed: is there a network, and are the sources of this machine right?")?;
     if !wanted.is_empty() {
         let arguments = [&["install", "-y", "--no-install-recommends"], wanted.as_slice()].concat();
         step::run(&format!("packages: {}", wanted.join(" ")), &mut apt(&arguments))?;
@@ -84,7 +83,12 @@ fn install_qemu(packages: &[&str]) -> Result<()> {
 /// Adds the backports suite on the mirror that this machine already uses.
 fn enable_backports(release: &str, suite: &str) -> Result<()> {
     let list = Command::new("apt-get")
-        .args(["indextargets", "--format", "$(CODENAME) $(COMPONENT) $(ORIGIN) $(REPO_URI)", "Created-By: Packages"])
+        .args([
+            "indextargets",
+            "--format",
+            "$(CODENAME) $(COMPONENT) $(ORIGIN) $(REPO_URI)",
+            "Created-By: Packages",
+        ])
         .output()
         .context("failed to run apt-get indextargets")?;
     let text = String::from_utf8_lossy(&list.stdout).into_owned();
@@ -115,7 +119,8 @@ fn qemu_is_new_enough() -> bool {
     let Ok(output) = Command::new("qemu-system-x86_64").arg("--version").output() else { return false };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let major = text.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split('.').next());
-    installed("qemu-utils") && major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 9)
+    installed("qemu-utils")
+        && major.and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= 9)
 }
 
 fn installed(package: &str) -> bool {

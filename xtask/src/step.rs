@@ -62,8 +62,10 @@ pub(crate) fn show(name: &str, command: &mut Command) -> Result<()> {
     let begun = Instant::now();
     say(&format!("  ..   {name}"));
     let program = command.get_program().to_string_lossy().into_owned();
-    let status =
-        command.stdin(Stdio::null()).status().with_context(|| format!("failed to start {program}: is it installed?"))?;
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("failed to start {program}: is it installed?"))?;
     if !status.success() {
         bail!("{name}: {program} ended with {status}; its output is above");
     }

@@ -20,7 +20,8 @@ pub(crate) fn test(extent: Extent) -> Result<()> {
         Extent::Full => Purpose::Test,
         Extent::Fast => Purpose::Build,
     })?;
-    step::run("format", build::cargo().args(["fmt", "--all", "--check"])).context("`cargo fmt --all` mends it")?;
+    step::run("format", build::cargo().args(["fmt", "--all", "--check"]))
+        .context("`cargo fmt --all` mends it")?;
 
     let web = build::root().join("web");
     build::npm_install(&web)?;
@@ -40,7 +41,10 @@ pub(crate) fn test(extent: Extent) -> Result<()> {
         build::cargo().args(["test", "--release", "--locked", "--workspace", "--exclude", "roost-guest"]),
     )?;
     // Its integration tests start processes and count them: one at a time.
-    step::show("guest agent tests", build::cargo().args(["test", "--release", "--locked", "-p", "roost-guest"]))?;
+    step::show(
+        "guest agent tests",
+        build::cargo().args(["test", "--release", "--locked", "-p", "roost-guest"]),
+    )?;
     if extent == Extent::Full {
         machines()?;
     }
@@ -48,12 +52,19 @@ pub(crate) fn test(extent: Extent) -> Result<()> {
 }
 
 fn deny() -> Result<()> {
-    let there = build::cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success());
+    let there =
+        build::cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success());
     if !there {
-        step::run("install cargo-deny", build::cargo().args(["install", "--locked", "--quiet", "cargo-deny"]))?;
+        step::run(
+            "install cargo-deny",
+            build::cargo().args(["install", "--locked", "--quiet", "cargo-deny"]),
+        )?;
     }
     // Advisories need a database from the network at every run; they belong to a scheduled job.
-    step::run("dependencies", build::cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))
+    step::run(
+        "dependencies",
+        build::cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]),
+    )
 }
 
 fn openapi() -> Result<()> {
@@ -77,12 +88,30 @@ fn machines() -> Result<()> {
     build::npm_install(&browser)?;
     step::show(
         "machine process tests",
-        build::cargo().args(["test", "--release", "--locked", "-p", "roost-machine", "--", "--ignored", "--test-threads=1"]),
+        build::cargo().args([
+            "test",
+            "--release",
+            "--locked",
+            "-p",
+            "roost-machine",
+            "--",
+            "--ignored",
+            "--test-threads=1",
+        ]),
     )?;
     step::show(
         "tests on real computers",
         build::cargo()
-            .args(["test", "--release", "--locked", "-p", "roost-tests", "--", "--ignored", "--test-threads=2"])
+            .args([
+                "test",
+                "--release",
+                "--locked",
+                "-p",
+                "roost-tests",
+                "--",
+                "--ignored",
+                "--test-threads=2",
+            ])
             .env("ROOST_BIN", build::roost())
             .env("ROOST_TEST_PYTHON", python),
     )

@@ -32,8 +32,12 @@ impl Options {
         while let Some(word) = words.next() {
             match *word {
                 "--detach" => options.detach = true,
-                "--listen" => options.listen = (*words.next().context("--listen wants an address")?).to_owned(),
-                other => bail!("unknown option {other}: `cargo xtask up` takes --detach and --listen ADDRESS"),
+                "--listen" => {
+                    options.listen = (*words.next().context("--listen wants an address")?).to_owned()
+                }
+                other => {
+                    bail!("unknown option {other}: `cargo xtask up` takes --detach and --listen ADDRESS")
+                }
             }
         }
         Ok(options)
@@ -132,7 +136,10 @@ fn start(options: &Options, data: &Path) -> Result<(Child, String)> {
     let socket_path = std::env::temp_dir().join(format!("roost-up-{}", std::process::id()));
     let socket = UnixDatagram::bind(&socket_path).context("failed to make the notification socket")?;
     let mut command = Command::new(build::roost());
-    command.args(["serve", "--listen", &options.listen]).env("NOTIFY_SOCKET", &socket_path).stdin(Stdio::null());
+    command
+        .args(["serve", "--listen", &options.listen])
+        .env("NOTIFY_SOCKET", &socket_path)
+        .stdin(Stdio::null());
     let log = data.join("server.log");
     if options.detach {
         let file = File::options()

@@ -10,8 +10,8 @@ mod size;
 mod time;
 
 pub use computer::{
-    Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health, ListComputers,
-    PageMeta, Readiness, Status, UpdateComputer, Visibility,
+    Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,
+    ListComputers, PageMeta, Readiness, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, DesktopSession, NamedUrl, StreamToken, StreamTokenRequest, VncCredentials,

@@ -33,7 +33,9 @@ impl Client {
         let from_config = |value: fn(config::Config) -> String| config.clone().map(value);
         let missing = |what: &str| {
             let path = config::path().map_or_else(|_| "the configuration file".to_owned(), String::from);
-            anyhow!("no {what} is known: run `cargo xtask up`, or set ROOST_URL and ROOST_API_KEY (looked in {path})")
+            anyhow!(
+                "no {what} is known: run `cargo xtask up`, or set ROOST_URL and ROOST_API_KEY (looked in {path})"
+            )
         };
         let url = args.url.clone().or_else(|| from_config(|config| config.url));
         let url = url.ok_or_else(|| missing("server"))?.trim_end_matches('/').to_owned();
@@ -54,13 +56,22 @@ impl Client {
         format!("{}/api/v1{path}", self.url.replacen("http", "ws", 1))
     }
 
-    pub(crate) async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response> {
-        let mut request = self.http.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(&self.key);
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Response> {
+        let mut request =
+            self.http.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(&self.key);
         if let Some(body) = body {
             request = request.json(body);
         }
         let response = request.send().await.with_context(|| {
-            format!("failed to reach the server at {}: is it running? start it with `cargo xtask up`", self.url)
+            format!(
+                "failed to reach the server at {}: is it running? start it with `cargo xtask up`",
+                self.url
+            )
         })?;
         let status = response.status();
         if status.is_success() {
@@ -77,7 +88,10 @@ impl Client {
         body: Option<&Value>,
     ) -> anyhow::Result<T> {
         let response = self.send(method, path, body).await?;
-        response.json().await.with_context(|| format!("the answer to {path} is not what this version expects"))
+        response
+            .json()
+            .await
+            .with_context(|| format!("the answer to {path} is not what this version expects"))
     }
 
     pub(crate) async fn computers(&self) -> anyhow::Result<Vec<Computer>> {
@@ -98,7 +112,9 @@ impl Client {
         let mut named: Vec<&Computer> = computers.iter().filter(|computer| computer.name == name).collect();
         match (named.pop(), named.is_empty()) {
             (Some(computer), true) => Ok(computer.clone()),
-            (Some(_), false) => bail!("several computers are named {name:?}; use the slug or id from `roost list`"),
+            (Some(_), false) => {
+                bail!("several computers are named {name:?}; use the slug or id from `roost list`")
+            }
             (None, _) => bail!("there is no computer {name:?}; `roost list` shows what there is"),
         }
     }
@@ -109,7 +125,9 @@ pub(crate) fn refusal(status: u16, body: &str) -> anyhow::Error {
     let value: Value = serde_json::from_str(body).unwrap_or_default();
     let text = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
     match (text("message"), text("code"), text("request_id")) {
-        (Some(message), Some(code), Some(request)) => anyhow!("{message} ({status} {code}, request {request})"),
+        (Some(message), Some(code), Some(request)) => {
+            anyhow!("{message} ({status} {code}, request {request})")
+        }
         _ => anyhow!("the server answered {status}"),
     }
 }

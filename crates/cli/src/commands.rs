@@ -141,7 +141,8 @@ pub(crate) async fn restart(client: &Client, args: &NameArg, json: bool) -> anyh
 
 pub(crate) async fn stop(client: &Client, args: &StopArgs, json: bool) -> anyhow::Result<()> {
     let Some(name) = &args.name else {
-        for computer in client.computers().await?.iter().filter(|computer| computer.status == Status::Running) {
+        for computer in client.computers().await?.iter().filter(|computer| computer.status == Status::Running)
+        {
             verb(client, &computer.id.to_string(), "stop", "stopping", json).await?;
         }
         return Ok(());
@@ -180,7 +181,8 @@ pub(crate) async fn delete(client: &Client, args: &DeleteArgs, json: bool) -> an
 pub(crate) async fn screenshot(client: &Client, args: &ScreenshotArgs, json: bool) -> anyhow::Result<()> {
     let computer = client.find(&args.name).await?;
     let path = format!("/computers/{}/desktop/screenshot", computer.id);
-    let png = client.send(Method::GET, &path, None).await?.bytes().await.context("the picture was cut short")?;
+    let png =
+        client.send(Method::GET, &path, None).await?.bytes().await.context("the picture was cut short")?;
     std::fs::write(&args.output, &png).with_context(|| format!("failed to write {}", args.output))?;
     if json {
         return print_json(&json!({ "file": args.output, "bytes": png.len() }));

@@ -28,8 +28,9 @@ pub(crate) fn read() -> anyhow::Result<Option<Config>> {
     let path = path()?;
     match std::fs::read(&path) {
         Ok(text) => {
-            let config = serde_json::from_slice(&text)
-                .with_context(|| format!("failed to read {path}: remove it, or write {{\"url\", \"api_key\"}}"))?;
+            let config = serde_json::from_slice(&text).with_context(|| {
+                format!("failed to read {path}: remove it, or write {{\"url\", \"api_key\"}}")
+            })?;
             Ok(Some(config))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -6,8 +6,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use crate::output::{print_json, print_line};
 use crate::DataArgs;
+use crate::output::{print_json, print_line};
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
@@ -132,7 +132,9 @@ fn accelerator(template: Option<&roost_image::Template>, data: &Utf8Path) -> Che
     // Without a data directory yet the verdict is not kept, which costs one probe at the first start.
     match roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json")) {
         Ok(verdict) => match verdict.accelerator {
-            roost_machine_proto::Accelerator::Kvm => Check::ok("accelerator", format!("KVM: {}", verdict.why)),
+            roost_machine_proto::Accelerator::Kvm => {
+                Check::ok("accelerator", format!("KVM: {}", verdict.why))
+            }
             roost_machine_proto::Accelerator::Tcg => Check::bad(
                 "accelerator",
                 Grade::Warning,
@@ -147,7 +149,9 @@ fn accelerator(template: Option<&roost_image::Template>, data: &Utf8Path) -> Che
 fn namespaces() -> Check {
     let run = std::process::Command::new("unshare").args(["--user", "--net", "true"]).output();
     match run {
-        Ok(output) if output.status.success() => Check::ok("namespaces", "user and network namespaces can be made"),
+        Ok(output) if output.status.success() => {
+            Check::ok("namespaces", "user and network namespaces can be made")
+        }
         Ok(output) => Check::bad(
             "namespaces",
             Grade::Problem,

@@ -46,7 +46,8 @@ pub(crate) async fn exec(client: &Client, args: &ExecArgs, json: bool) -> anyhow
     query.extend(args.user.as_deref().map(|user| ("user", user)));
     query.extend(args.env.iter().map(|pair| ("env", pair.as_str())));
     let base = client.socket_url(&format!("/computers/{}/exec/stream", computer.id));
-    let url = reqwest::Url::parse_with_params(&base, &query).context("the address of the server is not valid")?;
+    let url =
+        reqwest::Url::parse_with_params(&base, &query).context("the address of the server is not valid")?;
 
     let mut request = url.as_str().into_client_request()?;
     let headers = request.headers_mut();
@@ -86,7 +87,9 @@ pub(crate) async fn exec(client: &Client, args: &ExecArgs, json: bool) -> anyhow
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let collect = async {
         while let Some(message) = stream.next().await {
-            let Message::Binary(frame) = message.context("the connection to the server was lost")? else { continue };
+            let Message::Binary(frame) = message.context("the connection to the server was lost")? else {
+                continue;
+            };
             match frame.split_first() {
                 Some((0x01, bytes)) if json => stdout.extend_from_slice(bytes),
                 Some((0x02, bytes)) if json => stderr.extend_from_slice(bytes),
@@ -135,7 +138,8 @@ mod tests {
 
     #[test]
     fn words_reach_the_program_unchanged() {
-        let cases = [("ls", "ls"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$HOME", "'$HOME'")];
+        let cases =
+            [("ls", "ls"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$HOME", "'$HOME'")];
         for (word, quoted) in cases {
             assert_eq!(quote(word), quoted);
         }

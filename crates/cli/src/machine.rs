@@ -34,7 +34,8 @@ pub(crate) fn run(args: &MachineArgs) -> anyhow::Result<()> {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let inherited = args.lock_fd.map(inherit).transpose().context("failed to take over what the launcher made")?;
+    let inherited =
+        args.lock_fd.map(inherit).transpose().context("failed to take over what the launcher made")?;
     if let Some(user) = args.as_user {
         roost_launch::confine(user, &[&args.dir, &args.templates]).context("failed to give up root")?;
     }

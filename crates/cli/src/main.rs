@@ -111,6 +111,10 @@ fn main() -> ExitCode {
         command => run(command, cli.json, &cli.server),
     };
     result.unwrap_or_else(|error| {
+        let pipe = error.downcast_ref::<std::io::Error>();
+        if pipe.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS; // whoever read our output has enough
+        }
         output::print_error(&error, cli.json);
         ExitCode::from(output::FAILED)
     })

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use roost_control::{Config, Control, NoHook, PublicUrls, StreamKey, TemplateError, TemplateFiles, Templates};
+use roost_control::{
+    Config, Control, NoHook, PublicUrls, StreamKey, TemplateError, TemplateFiles, Templates,
+};
 use roost_image::{DESKTOP, Digest, Template};
 use roost_launch::{Local, LocalConfig};
 use roost_machine_proto::NetworkSpec;
@@ -83,7 +85,8 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let template = templates.current(DESKTOP)?.with_context(|| {
         format!("the template {DESKTOP} is not built (looked in {templates_dir}): run `roost image build`")
     })?;
-    let verdict = roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json"))?;
+    let verdict =
+        roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json"))?;
     tracing::info!(accelerator = ?verdict.accelerator, why = verdict.why, qemu = verdict.qemu.full, "host");
 
     let store = Store::open(&data.join("roost.db")).await?;
@@ -97,7 +100,8 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let launcher = Local::new(LocalConfig {
         machines: data.join("machines"),
         templates: templates_dir,
-        program: Utf8PathBuf::try_from(std::env::current_exe()?)?,
+        // Whatever file this process was started from, also after an upgrade has replaced it.
+        program: Utf8PathBuf::from("/proc/self/exe"),
     })?;
     let origin = args.public_url.unwrap_or_else(|| format!("http://{address}"));
     let origin = origin.trim_end_matches('/').to_owned();
@@ -176,8 +180,13 @@ fn lock(data: &Utf8Path) -> anyhow::Result<File> {
 
 fn write_secret(path: &Utf8Path, text: &str) -> anyhow::Result<()> {
     let failed = || format!("failed to write {path}");
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path).with_context(failed)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(failed)?;
     writeln!(file, "{text}").with_context(failed)?;
     file.sync_all().with_context(failed)
 }

@@ -38,15 +38,16 @@ impl Control {
     pub async fn create(&self, caller: &Caller, request: CreateComputer) -> Result<Created, Failure> {
         let home = self.inner.home;
         let missing = || ApiError::new(ErrorCode::MissingParam, "name is required");
-        let name = request.name.as_deref().map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
+        let name =
+            request.name.as_deref().map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
         let template = request.template_type.as_deref().or(request.template_id.as_deref());
         let template = template.map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
         check_name(name)?;
         let size: Size = match request.size.as_deref() {
             None => Size::Small,
-            Some(text) => text.parse().map_err(|error: roost_api::UnknownSize| {
-                ApiError::field("size", error.to_string())
-            })?,
+            Some(text) => text
+                .parse()
+                .map_err(|error: roost_api::UnknownSize| ApiError::field("size", error.to_string()))?,
         };
         if request.workspace_id.is_some_and(|id| id != home.workspace.as_uuid()) {
             return Err(Failure::new(ErrorCode::NotFound, "workspace not found"));
@@ -166,9 +167,9 @@ impl Control {
         let record = self.record(id).await?;
         let handle = match status(&record) {
             Status::Provisioning | Status::Starting => self.inner.engine.handle(id),
-            _ => Some(
-                self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?,
-            ),
+            _ => {
+                Some(self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?)
+            }
         };
         if let Some(handle) = handle {
             handle.ended().await.map_err(|error| Failure::new(ErrorCode::StartFailed, error))?;

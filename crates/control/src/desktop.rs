@@ -107,7 +107,11 @@ impl Control {
 
     pub async fn type_text(&self, id: ComputerId, request: TypeRequest) -> Result<(), Failure> {
         if request.text.len() > LONGEST_TEXT {
-            return Err(ApiError::field("text", format!("longer than {LONGEST_TEXT} bytes; type it in parts")).into());
+            return Err(ApiError::field(
+                "text",
+                format!("longer than {LONGEST_TEXT} bytes; type it in parts"),
+            )
+            .into());
         }
         let action = match request.delay.unwrap_or(0) {
             0 => Action::TypeText(request.text),
@@ -143,5 +147,8 @@ fn encode(width: u32, height: u32, rgb: &[u8]) -> Result<Vec<u8>, png::EncodingE
 }
 
 fn broken_picture(what: String) -> Failure {
-    Failure::new(ErrorCode::AgentUnavailable, format!("the computer sent a broken picture: {what}; try again"))
+    Failure::new(
+        ErrorCode::AgentUnavailable,
+        format!("the computer sent a broken picture: {what}; try again"),
+    )
 }

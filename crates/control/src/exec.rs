@@ -183,8 +183,15 @@ mod tests {
 
     #[test]
     fn timeouts_are_read_in_both_units_and_bounded() {
-        let cases = [(None, 30_000), (Some(0), 30_000), (Some(5), 5_000), (Some(301), 300_000),
-            (Some(3600), 300_000), (Some(5_000), 5_000), (Some(u64::MAX), 300_000)];
+        let cases = [
+            (None, 30_000),
+            (Some(0), 30_000),
+            (Some(5), 5_000),
+            (Some(301), 300_000),
+            (Some(3600), 300_000),
+            (Some(5_000), 5_000),
+            (Some(u64::MAX), 300_000),
+        ];
         for (value, milliseconds) in cases {
             assert_eq!(timeout(value), Duration::from_millis(milliseconds), "{value:?}");
         }

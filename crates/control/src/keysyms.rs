@@ -7,7 +7,10 @@ pub(crate) fn chord(text: &str) -> Result<Vec<String>, ApiError> {
     let mut keys = Vec::new();
     let mut rest = text.trim();
     if rest.is_empty() {
-        return Err(ApiError::field("key", "empty: name a key such as Return, or a combination such as ctrl+c"));
+        return Err(ApiError::field(
+            "key",
+            "empty: name a key such as Return, or a combination such as ctrl+c",
+        ));
     }
     // `+` separates, and is itself a key: `ctrl++`, `+`.
     while !rest.is_empty() {

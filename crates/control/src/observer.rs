@@ -64,7 +64,9 @@ impl Control {
         let failure = match &state.report {
             Report::Failed { reason, console } => Some((reason.as_str(), console.as_slice())),
             Report::Vanished => Some((VANISHED, none)),
-            Report::Preparing | Report::Booting | Report::Running | Report::Stopping | Report::Stopped => None,
+            Report::Preparing | Report::Booting | Report::Running | Report::Stopping | Report::Stopped => {
+                None
+            }
         };
         let store = &self.inner.store;
         let recorded = store.observe(computer, state.generation, observed(&state.report), failure).await;

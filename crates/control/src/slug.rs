@@ -17,7 +17,8 @@ pub(crate) fn slugify(name: &str) -> String {
         }
     }
     let slug = slug.trim_end_matches('-');
-    let leading_number = slug.split('-').next().is_some_and(|first| first.bytes().all(|b| b.is_ascii_digit()));
+    let leading_number =
+        slug.split('-').next().is_some_and(|first| first.bytes().all(|b| b.is_ascii_digit()));
     // `3000-web` as a slug could not be told from port 3000 of the computer `web`.
     if slug.is_empty() {
         "computer".to_owned()

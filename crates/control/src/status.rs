@@ -77,7 +77,10 @@ mod tests {
             for desired in Desired::ALL.iter().copied() {
                 for observed in Observed::ALL.iter().copied() {
                     if of(desired, intended, observed) == Status::Running {
-                        assert_eq!((intended, desired, observed), (None, Desired::Running, Observed::Running));
+                        assert_eq!(
+                            (intended, desired, observed),
+                            (None, Desired::Running, Observed::Running)
+                        );
                     }
                 }
             }

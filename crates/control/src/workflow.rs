@@ -195,7 +195,10 @@ impl Control {
     {
         let mut pause = Duration::from_millis(100);
         while let Err(error) = write().await {
-            tracing::error!(error = &error as &dyn std::error::Error, "failed to record a workflow; trying again");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "failed to record a workflow; trying again"
+            );
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(10));
         }
@@ -304,7 +307,9 @@ impl Control {
         now.is_some_and(|state| {
             let older = match workflow.kind {
                 WorkflowKind::Restart => state.generation < workflow.generation,
-                WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Stop | WorkflowKind::Delete => true,
+                WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Stop | WorkflowKind::Delete => {
+                    true
+                }
             };
             older && !state.report.is_final()
         })

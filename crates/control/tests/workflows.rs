@@ -1,6 +1,8 @@
 //! The workflows against simulated machines: fail after each step and look for leaks; run each step twice
 //! and expect the same; cut the control plane off and let another one finish.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -234,9 +236,14 @@ async fn a_machine_that_ends_by_itself_changes_the_status() {
     let world = World::new().await;
     let control = world.control(Arc::new(NoHook)).await;
     let id = world.create(&control).await;
-    world.launcher.report(id, Report::Failed { reason: "QEMU died".to_owned(), console: vec!["last".to_owned()] });
+    world
+        .launcher
+        .report(id, Report::Failed { reason: "QEMU died".to_owned(), console: vec!["last".to_owned()] });
     let record = control.wait_until(id, |record| status(record) == Status::Error).await.unwrap();
-    assert_eq!((record.failure.as_deref(), record.failure_console.as_slice()), (Some("QEMU died"), &["last".to_owned()][..]));
+    assert_eq!(
+        (record.failure.as_deref(), record.failure_console.as_slice()),
+        (Some("QEMU died"), &["last".to_owned()][..])
+    );
     control.start_computer(id).await.unwrap();
     // It turns itself off: that is no error.
     world.launcher.report(id, Report::Stopped);
@@ -300,7 +307,8 @@ async fn verbs_at_once_are_serialised_by_the_database() {
 
 #[test]
 fn another_control_plane_finishes_what_one_left() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let first = runtime();
     let directory = tempfile::tempdir().unwrap();
     let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();

@@ -4,5 +4,6 @@
 pub const PORT_NAME: &str = "roost.agent.0";
 
 pub mod v1 {
+    #![expect(clippy::allow_attributes, reason = "generated code")]
     tonic::include_proto!("roost.guest.v1");
 }

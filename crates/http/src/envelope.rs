@@ -72,7 +72,8 @@ fn refuse(failure: &Failure, id: &str) -> Response {
 }
 
 pub(crate) async fn no_such_route(request: Request) -> Refusal {
-    let message = format!("there is no route {} {}; see /openapi.json", request.method(), request.uri().path());
+    let message =
+        format!("there is no route {} {}; see /openapi.json", request.method(), request.uri().path());
     ApiError::new(ErrorCode::NotFound, message).into()
 }
 
@@ -84,5 +85,6 @@ pub(crate) async fn no_such_method(request: Request) -> Refusal {
 pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    Refusal::from(Failure::internal(std::io::Error::other(format!("a handler panicked: {text}")))).into_response()
+    Refusal::from(Failure::internal(std::io::Error::other(format!("a handler panicked: {text}"))))
+        .into_response()
 }

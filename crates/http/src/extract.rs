@@ -107,7 +107,8 @@ impl RawBody {
             let path = error.path().to_string();
             let error = error.into_inner();
             if error.is_data() {
-                let field = missing_field(&error).unwrap_or(if path == "." { "body".to_owned() } else { path });
+                let field =
+                    missing_field(&error).unwrap_or(if path == "." { "body".to_owned() } else { path });
                 return ApiError::field(&field, error.to_string());
             }
             ApiError::new(ErrorCode::InvalidJson, format!("the body is not valid JSON: {error}"))

@@ -86,9 +86,15 @@ fn page(name: &str) -> Response {
     (StatusCode::OK, headers, file.data).into_response()
 }
 
-async fn session_by_host(State(app): State<App>, headers: HeaderMap) -> Result<Json<DesktopSession>, Refusal> {
+async fn session_by_host(
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Json<DesktopSession>, Refusal> {
     let slug = slug(&app, &headers).ok_or_else(|| {
-        ApiError::new(ErrorCode::NotFound, "this host name belongs to no computer; use /desktop/{id}/index.html")
+        ApiError::new(
+            ErrorCode::NotFound,
+            "this host name belongs to no computer; use /desktop/{id}/index.html",
+        )
     })?;
     // Without a valid token nobody learns which names exist.
     let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
@@ -120,7 +126,8 @@ fn session(
 /// The slug in `{slug}.computer.{domain}`.
 fn slug(app: &App, headers: &HeaderMap) -> Option<String> {
     let host = headers.get(header::HOST)?.to_str().ok()?.to_ascii_lowercase();
-    let without_port = |text: &str| text.rsplit_once(':').map_or(text.to_owned(), |(name, _)| name.to_owned());
+    let without_port =
+        |text: &str| text.rsplit_once(':').map_or(text.to_owned(), |(name, _)| name.to_owned());
     let domain = without_port(&app.domain);
     let slug = without_port(&host).strip_suffix(&format!(".computer.{domain}"))?.to_owned();
     (!slug.is_empty()).then_some(slug)

@@ -25,7 +25,8 @@ pub struct ConfineError {
 /// Becomes `user` for good, keeping access to `paths`. Must run before the process has a second thread:
 /// user ids and namespaces belong to threads.
 pub fn confine(user: u32, paths: &[&Utf8Path]) -> Result<(), ConfineError> {
-    let hidden: Vec<Hidden> = paths.iter().filter_map(|path| hidden(user, path).transpose()).collect::<Result<_, _>>()?;
+    let hidden: Vec<Hidden> =
+        paths.iter().filter_map(|path| hidden(user, path).transpose()).collect::<Result<_, _>>()?;
     let tun_is_closed = std::fs::metadata(TUN).is_ok_and(|meta| meta.mode() & 0o006 != 0o006);
     if !hidden.is_empty() || tun_is_closed {
         own_mounts()?;
@@ -55,7 +56,8 @@ struct Hidden {
 }
 
 fn hidden(user: u32, path: &Utf8Path) -> Result<Option<Hidden>, ConfineError> {
-    let path = path.canonicalize_utf8().map_err(|source| ConfineError { action: format!("find {path}"), source })?;
+    let path =
+        path.canonicalize_utf8().map_err(|source| ConfineError { action: format!("find {path}"), source })?;
     let mut ancestors: Vec<&Utf8Path> = path.ancestors().skip(1).collect();
     ancestors.reverse();
     for directory in ancestors {
@@ -83,8 +85,14 @@ fn own_mounts() -> Result<(), ConfineError> {
 /// makes it). Where it does not, as in many containers, the machine gets a device of its own.
 fn open_tun() -> Result<(), ConfineError> {
     let directory = "/dev/net";
-    rustix::mount::mount("roost", directory, "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=0755,size=64k"))
-        .map_err(failed("cover /dev/net"))?;
+    rustix::mount::mount(
+        "roost",
+        directory,
+        "tmpfs",
+        MountFlags::NOSUID | MountFlags::NOEXEC,
+        Some(c"mode=0755,size=64k"),
+    )
+    .map_err(failed("cover /dev/net"))?;
     let device = rustix::fs::makedev(10, 200);
     rustix::fs::mknodat(rustix::fs::CWD, TUN, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
         .map_err(failed("make /dev/net/tun"))?;
@@ -109,7 +117,10 @@ fn expose(hidden: &[Hidden]) -> Result<(), ConfineError> {
                 MountFlags::NOSUID | MountFlags::NODEV,
                 Some(c"mode=0755,size=1m"),
             )
-            .map_err(|source| ConfineError { action: format!("cover {}", item.barrier), source: source.into() })?;
+            .map_err(|source| ConfineError {
+                action: format!("cover {}", item.barrier),
+                source: source.into(),
+            })?;
             covered.push(&item.barrier);
         }
         std::fs::create_dir_all(&item.path)

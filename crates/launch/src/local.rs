@@ -20,7 +20,8 @@ use roost_api::ComputerId;
 use roost_machine_proto::v1::machine_client::MachineClient;
 use roost_machine_proto::v1::{ConsoleRequest, Observation, Phase, StopRequest, WatchRequest};
 use roost_machine_proto::{
-    CONSOLE_FILE, LOCK_FILE, LOG_FILE, MachineResult, MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE, SPEC_FILE,
+    CONSOLE_FILE, LOCK_FILE, LOG_FILE, MachineResult, MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE,
+    SPEC_FILE,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use tokio::sync::{Mutex, mpsc};
@@ -123,7 +124,7 @@ impl Launcher for Local {
             .map_err(file("open", &log_path))?;
         let errors = log.try_clone().map_err(file("open", &log_path))?;
         let mut command = tokio::process::Command::new(&self.config.program);
-        command.arg("machine").arg("--dir").arg(&directory).arg("--templates").arg(&self.config.templates);
+        command.arg0("roost").arg("machine").arg("--dir").arg(&directory).arg("--templates").arg(&self.config.templates);
         if self.drop_root {
             command.arg("--as-user").arg(user.to_string());
         }
@@ -290,7 +291,13 @@ async fn end(directory: &Utf8Path) -> Result<(), LaunchError> {
         {
             match rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(source) => return Err(LaunchError::File { action: "kill the process of", path, source: source.into() }),
+                Err(source) => {
+                    return Err(LaunchError::File {
+                        action: "kill the process of",
+                        path,
+                        source: source.into(),
+                    });
+                }
             }
         }
     }
@@ -312,8 +319,11 @@ fn take_lock(directory: &Utf8Path, owner: Option<u32>) -> Result<File, LaunchErr
     if let Some(owner) = owner {
         std::os::unix::fs::fchown(&lock, Some(owner), Some(owner)).map_err(file("give away", &path))?;
     }
-    flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive)
-        .map_err(|errno| LaunchError::File { action: "lock", path, source: errno.into() })?;
+    flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).map_err(|errno| LaunchError::File {
+        action: "lock",
+        path,
+        source: errno.into(),
+    })?;
     Ok(lock)
 }
 
@@ -332,8 +342,9 @@ fn socket_is_there(directory: &Utf8Path) -> bool {
 /// Paths of unix sockets may not exceed 107 bytes; data directories may. `/proc/self/fd/N` is always short.
 fn short_path(directory: &Utf8Path) -> Result<(OwnedFd, Utf8PathBuf), LaunchError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let handle = rustix::fs::open(directory.as_std_path(), flags, Mode::empty())
-        .map_err(|errno| LaunchError::File { action: "open", path: directory.to_owned(), source: errno.into() })?;
+    let handle = rustix::fs::open(directory.as_std_path(), flags, Mode::empty()).map_err(|errno| {
+        LaunchError::File { action: "open", path: directory.to_owned(), source: errno.into() }
+    })?;
     let short = Utf8PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
     Ok((handle, short))
 }
@@ -403,7 +414,12 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Utf8Path) -> Result<Option<T
 }
 
 /// Writes a file so that a crash leaves the old content or the new, never half.
-fn write_durably(directory: &Utf8Path, name: &str, content: &[u8], owner: Option<u32>) -> Result<(), LaunchError> {
+fn write_durably(
+    directory: &Utf8Path,
+    name: &str,
+    content: &[u8],
+    owner: Option<u32>,
+) -> Result<(), LaunchError> {
     let path = directory.join(name);
     let temporary = directory.join(format!("{name}.tmp"));
     let mut out = OpenOptions::new()

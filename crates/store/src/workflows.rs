@@ -107,7 +107,11 @@ impl Store {
     }
 
     /// Ends a workflow and writes its result to the computer in the same transaction.
-    pub async fn finish_workflow(&self, workflow: &WorkflowRecord, finish: &Finish) -> Result<(), StoreError> {
+    pub async fn finish_workflow(
+        &self,
+        workflow: &WorkflowRecord,
+        finish: &Finish,
+    ) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
         let now = Timestamp::now().as_micros();
         sqlx::query("UPDATE workflows SET finished_at = $1 WHERE id = $2")

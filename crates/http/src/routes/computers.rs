@@ -86,7 +86,11 @@ async fn get(State(app): State<App>, Target(record): Target) -> Json<Computer> {
 #[utoipa::path(patch, path = "/computers/{id}", tag = "computers", params(("id" = String, Path)),
     request_body = UpdateComputer,
     responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
-async fn patch(State(app): State<App>, Target(record): Target, body: RawBody) -> Result<Json<Computer>, Refusal> {
+async fn patch(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<Computer>, Refusal> {
     let record = app.control.update(record.id, body.parse()?).await?;
     Ok(Json(app.control.computer_view(&record)))
 }

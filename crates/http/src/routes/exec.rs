@@ -12,10 +12,7 @@ use crate::extract::{RawBody, Target};
 use crate::sockets;
 
 pub(crate) fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(exec))
-        .routes(routes!(python))
-        .routes(routes!(sockets::exec::stream))
+    OpenApiRouter::new().routes(routes!(exec)).routes(routes!(python)).routes(routes!(sockets::exec::stream))
 }
 
 /// Run a shell command and answer when it has ended

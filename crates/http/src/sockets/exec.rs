@@ -65,7 +65,8 @@ pub(crate) async fn stream(State(app): State<App>, request: Request) -> Result<R
 }
 
 fn offered(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let values =
+        headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(|name| name.trim().to_owned()).collect()
 }
 
@@ -295,7 +296,10 @@ mod tests {
         let shell = command("command=echo%20hi").unwrap();
         assert_eq!(shell.argv, ["/bin/bash", "-lc", "echo hi"]);
         let commas = command("command=ls&args=-l%2C%2Ftmp&env=%7B%22A%22%3A%22b%22%7D").unwrap();
-        assert_eq!((commas.argv, commas.env["A"].as_str()), (vec!["ls".into(), "-l".into(), "/tmp".into()], "b"));
+        assert_eq!(
+            (commas.argv, commas.env["A"].as_str()),
+            (vec!["ls".into(), "-l".into(), "/tmp".into()], "b")
+        );
         let spaces = command("command=ls&args=-l%20%2Ftmp").unwrap();
         assert_eq!(spaces.argv, ["ls", "-l", "/tmp"]);
         let repeated = command("command=ls&args=a&args=b%20c&env=A%3D1&env=B%3D2&cwd=%2Ftmp").unwrap();
@@ -316,7 +320,10 @@ mod tests {
         assert_eq!(binary_frame(&Bytes::from_static(b"\x77x")), Asked::Nothing);
         assert_eq!(binary_frame(&Bytes::new()), Asked::Nothing);
         assert_eq!(json_frame(r#"{"type":"new-thing"}"#), Ok(Asked::Nothing));
-        assert_eq!(json_frame(r#"{"type":"signal","signal":"SIGTERM"}"#), Ok(Asked::Input(Input::Signal(15))));
+        assert_eq!(
+            json_frame(r#"{"type":"signal","signal":"SIGTERM"}"#),
+            Ok(Asked::Input(Input::Signal(15)))
+        );
         for text in ["", "{", "[]", r#"{"type":"stdin"}"#, r#"{"type":"signal","signal":"SIGNOPE"}"#] {
             assert!(json_frame(text).is_err(), "{text:?}");
         }
