@@ -80,7 +80,7 @@ impl Templates {
     ) -> Result<Template, ImageError> {
         preflight::check_agent(agent)?;
         let home = self.root.join(DESKTOP);
-        fs::create_dir_all(&home).on("create", &home)?;
+        create_directories(&home)?;
         let _lock = lock(&home.join(".lock"), report)?;
         remove_leftovers(&home)?;
 
@@ -132,7 +132,7 @@ impl Templates {
             .part(settings.guest.join("\n"))
             .finish();
         let cache = self.root.join(".cache").join(DESKTOP);
-        fs::create_dir_all(&cache).on("create", &cache)?;
+        create_directories(&cache)?;
         remove_leftovers(&cache)?;
         let directory = cache.join(key.as_str());
         if packages == Packages::Cached
@@ -268,6 +268,22 @@ fn make_template(
     let disk = work.join(DISK);
     fs::rename(scratch.join(DISK), &disk).on("rename to", &disk)?;
     remove_directory(&scratch)
+}
+
+/// As [`fs::create_dir_all`], but what it creates is readable by everybody, whatever the umask.
+fn create_directories(path: &Utf8Path) -> Result<(), ImageError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        create_directories(parent)?;
+    }
+    match fs::create_dir(path) {
+        // Another build was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error).on("create", path),
+        Ok(()) => set_mode(path, 0o755),
+    }
 }
 
 /// Held until dropped, and by no one after this process.

@@ -90,7 +90,7 @@ fn mmdebstrap(layout: &Layout, recipe: &Utf8Path, sources: &Utf8Path, settings: 
         .env("PRODUCTS", &layout.products)
         .env("TMPDIR", &layout.directory)
         .arg(format!("--include={}", recipe::packages().join(",")))
-        .arg(r#"--customize-hook=mkdir "$1/tmp/recipe" && cp -R "$RECIPE/." "$1/tmp/recipe""#)
+        .arg(r#"--customize-hook=umask 022 && mkdir "$1/tmp/recipe" && cp -R "$RECIPE/." "$1/tmp/recipe""#)
         .arg(r#"--customize-hook=sh "$RECIPE/fetch" "$1/tmp/recipe""#)
         .arg(r#"--customize-hook=chroot "$1" sh /tmp/recipe/setup"#)
         .arg(r#"--customize-hook=cp "$1"/tmp/recipe/out/* "$PRODUCTS""#)
