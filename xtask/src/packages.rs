@@ -9,6 +9,7 @@ use crate::step;
 /// To build and to run computers.
 const RUN: &[&str] = &[
     "ca-certificates",
+    "debian-archive-keyring",
     "e2fsprogs",
     "gcc",
     "iproute2",
@@ -24,7 +25,15 @@ const RUN: &[&str] = &[
 const QEMU: &[&str] = &["qemu-system-x86", "qemu-utils"];
 
 /// To test as a person does: in a browser, with the official client.
-const TEST: &[&str] = &["chromium", "fonts-dejavu-core", "python3", "python3-venv"];
+const TEST: &[&str] = &[
+    "chromium",
+    "fonts-dejavu-core",
+    "procps",
+    "python3",
+    "python3-venv",
+    "tigervnc-standalone-server",
+    "xterm",
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {

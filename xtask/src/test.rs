@@ -87,6 +87,12 @@ fn machines() -> Result<()> {
     let browser = build::root().join("tests/browser");
     build::npm_install(&browser)?;
     step::show(
+        "guest agent tests on an X server",
+        build::cargo()
+            .args(["test", "--release", "--locked", "-p", "roost-guest", "--test", "desktop"])
+            .args(["--", "--include-ignored", "--test-threads=1"]),
+    )?;
+    step::show(
         "machine process tests",
         build::cargo().args([
             "test",

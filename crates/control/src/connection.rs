@@ -84,7 +84,9 @@ impl Control {
         let ttl_seconds = request.ttl_seconds.unwrap_or(DEFAULT_TTL);
         if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl_seconds) {
             let message = format!("ttl_seconds must be {SHORTEST_TTL} to {LONGEST_TTL}, not {ttl_seconds}");
-            return Err(ApiError::new(ErrorCode::InvalidTtl, message).into());
+            let mut error = ApiError::new(ErrorCode::InvalidTtl, message.clone());
+            error.fields.insert("ttl_seconds".to_owned(), vec![message]);
+            return Err(error.into());
         }
         let expires_at = Timestamp::now().as_seconds() + ttl_seconds;
         Ok(StreamToken {

@@ -41,7 +41,9 @@ impl Failure {
     pub(crate) fn from_guest(status: tonic::Status) -> Self {
         let public = match status.code() {
             tonic::Code::InvalidArgument | tonic::Code::NotFound | tonic::Code::FailedPrecondition => {
-                ApiError::new(ErrorCode::ValidationFailed, status.message())
+                let mut error = ApiError::new(ErrorCode::ValidationFailed, status.message());
+                error.fields.insert("request".to_owned(), vec![status.message().to_owned()]);
+                error
             }
             _ => ApiError::new(
                 ErrorCode::AgentUnavailable,

@@ -102,6 +102,10 @@ impl RawBody {
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         let trimmed = self.0.trim_ascii();
         let text: &[u8] = if trimmed.is_empty() || trimmed == b"null" { b"{}" } else { trimmed };
+        if !text.starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok() {
+            // serde would read a list as the fields in order.
+            return Err(ApiError::field("body", "not a JSON object"));
+        }
         let deserializer = &mut serde_json::Deserializer::from_slice(text);
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
             let path = error.path().to_string();

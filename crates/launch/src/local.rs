@@ -124,7 +124,13 @@ impl Launcher for Local {
             .map_err(file("open", &log_path))?;
         let errors = log.try_clone().map_err(file("open", &log_path))?;
         let mut command = tokio::process::Command::new(&self.config.program);
-        command.arg0("roost").arg("machine").arg("--dir").arg(&directory).arg("--templates").arg(&self.config.templates);
+        command
+            .arg0("roost")
+            .arg("machine")
+            .arg("--dir")
+            .arg(&directory)
+            .arg("--templates")
+            .arg(&self.config.templates);
         if self.drop_root {
             command.arg("--as-user").arg(user.to_string());
         }
