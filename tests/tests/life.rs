@@ -137,22 +137,16 @@ async fn what_is_typed_arrives(client: &Client, id: &str) -> Result<()> {
         let answer = client.post(&format!("{desktop}/{route}"), body).await?;
         ensure!(answer.status == 200, "{route}: {}", answer.json()?);
     }
-    cursor_reaches(client, id, 700, 500).await?;
+    cursor_is_at(client, id, 700, 500).await?;
     // Outside the screen is clamped, not refused.
     client.post(&format!("{desktop}/move"), json!({ "x": 99999, "y": -5 })).await?;
-    cursor_reaches(client, id, 1279, 0).await
+    cursor_is_at(client, id, 1279, 0).await
 }
 
-/// The window manager looks at every click before the window gets it; X holds the pointer for that long.
-async fn cursor_reaches(client: &Client, id: &str, x: i32, y: i32) -> Result<()> {
-    let mut cursor = Value::Null;
-    for _ in 0..200 {
-        cursor = client.get(&format!("/computers/{id}/desktop/cursor")).await?.json()?;
-        if cursor == json!({ "x": x, "y": y }) {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("the pointer is at {cursor} and not at {x}, {y}")
+async fn cursor_is_at(client: &Client, id: &str, x: i32, y: i32) -> Result<()> {
+    let cursor = client.get(&format!("/computers/{id}/desktop/cursor")).await?.json()?;
+    ensure!(cursor == json!({ "x": x, "y": y }), "the pointer is at {cursor} and not at {x}, {y}");
+    Ok(())
 }
 
 async fn refused_while_stopped(client: &Client, id: &str) -> Result<()> {

@@ -23,7 +23,7 @@ use x11rb::{
         xkb::{self, ConnectionExt as _},
         xproto::{
             self, AtomEnum, ChangeWindowAttributesAux, ClientMessageEvent, ConnectionExt as _, EventMask,
-            ModMask, Window,
+            KeyButMask, ModMask, Window,
         },
         xtest::{self, ConnectionExt as _},
     },
@@ -44,6 +44,9 @@ const SCROLL_LIMIT: u32 = 1000;
 /// For a program that says when it has read its events, and for one that does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const NO_ANSWER_PAUSE: Duration = Duration::from_millis(100);
+/// For a window manager that holds the pointer, and how often it is looked at.
+const HELD_LIMIT: Duration = Duration::from_secs(2);
+const HELD_PAUSE: Duration = Duration::from_millis(2);
 
 const WHEEL_UP: u8 = 4;
 const WHEEL_DOWN: u8 = 5;
@@ -308,12 +311,23 @@ impl Hands {
         // Turns are taken outside; the lock only says so to the compiler.
         let mut keyboard = self.keyboard.lock().unwrap_or_else(PoisonError::into_inner);
         let mut fingers = Fingers { display, pressed };
+        let mut buttons_up = KeyButMask::default();
         for step in steps {
+            if matches!(step, Step::Type(_) | Step::Chord(_)) {
+                await_pointer(display, std::mem::take(&mut buttons_up))?;
+            }
             match step {
                 Step::Move { x, y } => fingers.move_to(*x, *y)?,
-                Step::Press(button) => fingers.press(Contact::Button(*button))?,
-                Step::Release(button) => fingers.release(Contact::Button(*button))?,
+                Step::Press(button) => {
+                    fingers.press(Contact::Button(*button))?;
+                    buttons_up = buttons_up.remove(button_mask(*button));
+                }
+                Step::Release(button) => {
+                    fingers.release(Contact::Button(*button))?;
+                    buttons_up |= button_mask(*button);
+                }
                 Step::Click { button, times } => {
+                    buttons_up |= button_mask(*button);
                     for _ in 0..*times {
                         fingers.press(Contact::Button(*button))?;
                         fingers.release(Contact::Button(*button))?;
@@ -338,7 +352,8 @@ impl Hands {
                 Step::TypeSlowly(..) | Step::Pause(_) => {}
             }
         }
-        synchronize(display)
+        synchronize(display)?;
+        await_pointer(display, buttons_up)
     }
 
     fn release(&self, display: &Display, mut pressed: Pressed) -> Result<(), DisplayError> {
@@ -507,6 +522,35 @@ fn next_event(display: &Display, deadline: Instant) -> Result<Option<Event>, Dis
 }
 
 /// The server has done everything asked so far; events nobody asked for are thrown away.
+/// The state bit of a button; the sideways wheel has none.
+fn button_mask(button: u8) -> KeyButMask {
+    match button {
+        1 => KeyButMask::BUTTON1,
+        2 => KeyButMask::BUTTON2,
+        3 => KeyButMask::BUTTON3,
+        4 => KeyButMask::BUTTON4,
+        5 => KeyButMask::BUTTON5,
+        _ => KeyButMask::default(),
+    }
+}
+
+/// Waits until buttons that were released are up. A window manager holds the pointer while it looks at a
+/// click (a synchronous grab): what the pointer does next is queued meanwhile, but keys are not, and would
+/// overtake the click. X tells nobody when the queue is through; the state of the buttons shows it.
+fn await_pointer(display: &Display, up: KeyButMask) -> Result<(), DisplayError> {
+    if up == KeyButMask::default() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + HELD_LIMIT;
+    loop {
+        let pointer = display.connection.query_pointer(display.root)?.reply()?;
+        if pointer.mask & up == KeyButMask::default() || Instant::now() > deadline {
+            return Ok(());
+        }
+        std::thread::sleep(HELD_PAUSE);
+    }
+}
+
 fn synchronize(display: &Display) -> Result<(), DisplayError> {
     display.connection.get_input_focus()?.reply()?;
     while let Some(event) = display.connection.poll_for_event()? {
