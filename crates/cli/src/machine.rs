@@ -34,6 +34,8 @@ pub(crate) fn run(args: &MachineArgs) -> anyhow::Result<()> {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    // It was started through /proc/self/exe, which would be its name in every list of processes.
+    rustix::thread::set_name(c"roost-machine").context("failed to name the process")?;
     let inherited =
         args.lock_fd.map(inherit).transpose().context("failed to take over what the launcher made")?;
     if let Some(user) = args.as_user {
