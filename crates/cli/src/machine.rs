@@ -1,6 +1,5 @@
 //! `roost machine`: the process of one computer.
 
-use std::io::IsTerminal;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use anyhow::Context;
@@ -26,14 +25,7 @@ pub(crate) struct MachineArgs {
 
 /// Runs on the main thread, which is the only one while root is given up, and which QEMU is bound to.
 pub(crate) fn run(args: &MachineArgs) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ROOST_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    crate::output::log();
     // It was started through /proc/self/exe, which would be its name in every list of processes.
     rustix::thread::set_name(c"roost-machine").context("failed to name the process")?;
     let inherited =

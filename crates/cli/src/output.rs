@@ -62,3 +62,15 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     }
     text
 }
+
+/// Sends the log of this process to standard error; `ROOST_LOG` says how much of it.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ROOST_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

@@ -1,7 +1,7 @@
 //! `roost serve`: the control plane and its HTTP surface in one process.
 
 use std::fs::{File, OpenOptions};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::sync::Arc;
@@ -70,7 +70,7 @@ fn files(template: Template) -> TemplateFiles {
 }
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    log();
+    crate::output::log();
     let data = args.data.data()?;
     let templates_dir = args.data.templates()?;
     make_data_directory(&data)?;
@@ -143,17 +143,6 @@ fn notify_ready(status: &str) -> anyhow::Result<()> {
         sender.send_to(message.as_bytes(), &socket).context("failed to report to NOTIFY_SOCKET")?;
     }
     Ok(())
-}
-
-fn log() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ROOST_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
 }
 
 fn make_data_directory(data: &Utf8Path) -> anyhow::Result<()> {
