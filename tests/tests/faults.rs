@@ -59,6 +59,42 @@ async fn the_server_is_killed_during_create_and_while_running() -> Result<()> {
     Ok(())
 }
 
+/// A create has no moment in which a delete finds something it cannot remove. Several at once, so that some
+/// moments last long enough to be met.
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn computers_are_deleted_at_every_moment_of_their_creation() -> Result<()> {
+    let server = Server::start()?;
+    let client = server.client();
+    let tasks = (0..4_u64).map(|task| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            for round in 0..40 {
+                let body = json!({ "name": "brief", "template_type": "miosa-desktop" });
+                let created = client.post("/computers", body).await?;
+                ensure!(created.status == 201, "{}", created.json()?);
+                let id = created.json()?["id"].as_str().context("no id")?.to_owned();
+                // The moment to be hit, not a wait for something.
+                tokio::time::sleep(std::time::Duration::from_millis(round * 8 + task * 2)).await;
+                let computer = client.get(&format!("/computers/{id}")).await?.json()?;
+                ensure!(computer["status"] == "provisioning", "{computer}");
+                let deleted = client.delete(&format!("/computers/{id}")).await?;
+                ensure!(deleted.status == 200, "round {round}: {}", deleted.json()?);
+            }
+            Ok(())
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await??;
+    }
+    let machines = server.data().join("machines");
+    let left: Vec<_> = std::fs::read_dir(&machines)?.collect();
+    ensure!(left.is_empty(), "{left:?}");
+    let processes = processes_naming(&machines)?;
+    ensure!(processes.is_empty(), "{processes:?}");
+    Ok(())
+}
+
 #[tokio::test]
 #[ignore = "boots a VM: cargo xtask test"]
 async fn qemu_is_killed() -> Result<()> {

@@ -114,6 +114,8 @@ fn machines() -> Result<()> {
                 "--locked",
                 "-p",
                 "roost-tests",
+                // One run shows everything that is wrong.
+                "--no-fail-fast",
                 "--",
                 "--ignored",
                 "--test-threads=2",

@@ -32,6 +32,8 @@ pub enum ErrorCode {
     AgentUnavailable,
     /// The template is not built, or this host cannot start machines now.
     NoReadyMachine,
+    /// A part that the server cannot work without does not answer.
+    Unavailable,
     /// The machine did not come up; the computer is in `error` with the reason.
     StartFailed,
     Internal,
@@ -57,6 +59,7 @@ impl ErrorCode {
             ErrorCode::UpgradeRequired => "UPGRADE_REQUIRED",
             ErrorCode::AgentUnavailable => "AGENT_UNAVAILABLE",
             ErrorCode::NoReadyMachine => "NO_READY_MACHINE",
+            ErrorCode::Unavailable => "SERVICE_UNAVAILABLE",
             ErrorCode::StartFailed => "START_FAILED",
             ErrorCode::Internal => "INTERNAL_ERROR",
         }
@@ -75,7 +78,7 @@ impl ErrorCode {
             ErrorCode::ValidationFailed | ErrorCode::InvalidTtl => 422,
             ErrorCode::UpgradeRequired => 426,
             ErrorCode::AgentUnavailable => 502,
-            ErrorCode::NoReadyMachine => 503,
+            ErrorCode::NoReadyMachine | ErrorCode::Unavailable => 503,
             ErrorCode::StartFailed | ErrorCode::Internal => 500,
         }
     }
@@ -83,7 +86,7 @@ impl ErrorCode {
     /// Whether the same request may succeed later without the caller changing anything.
     pub fn retryable(self) -> bool {
         match self {
-            ErrorCode::ComputerStarting | ErrorCode::AgentUnavailable => true,
+            ErrorCode::ComputerStarting | ErrorCode::AgentUnavailable | ErrorCode::Unavailable => true,
             ErrorCode::InvalidJson
             | ErrorCode::MissingParam
             | ErrorCode::InvalidId

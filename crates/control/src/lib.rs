@@ -135,6 +135,12 @@ impl Control {
 
     /// Whether the database answers.
     pub async fn healthy(&self) -> Result<(), Failure> {
-        Ok(self.inner.store.ping().await?)
+        self.inner.store.ping().await.map_err(|error| Failure {
+            public: roost_api::ApiError::new(
+                roost_api::ErrorCode::Unavailable,
+                "the database does not answer; the server's log has the details",
+            ),
+            source: Some(Box::new(error)),
+        })
     }
 }

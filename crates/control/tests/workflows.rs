@@ -305,6 +305,17 @@ async fn verbs_at_once_are_serialised_by_the_database() {
     world.check().await;
 }
 
+#[tokio::test]
+async fn a_database_that_does_not_answer_is_told() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    control.healthy().await.unwrap();
+    world.store.close().await;
+    let failure = control.healthy().await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::Unavailable);
+    assert_eq!(failure.public.code.status(), 503);
+}
+
 #[test]
 fn another_control_plane_finishes_what_one_left() {
     let runtime =

@@ -86,8 +86,12 @@ impl Local {
         }
         let mut user = FIRST_USER;
         for entry in read_dir(&self.config.machines)? {
-            let meta = entry.metadata().map_err(file("inspect", &self.config.machines))?;
-            user = user.max(meta.uid().saturating_add(1));
+            match entry.metadata() {
+                Ok(meta) => user = user.max(meta.uid().saturating_add(1)),
+                // Another computer is being deleted.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(file("inspect", &self.config.machines)(source)),
+            }
         }
         std::os::unix::fs::chown(directory, Some(user), Some(user)).map_err(file("give away", directory))?;
         Ok(user)
@@ -113,7 +117,7 @@ impl Launcher for Local {
         // Environment values are secrets: nobody but the machine's user may read the spec.
         write_durably(&directory, SPEC_FILE, &text, self.drop_root.then_some(user))?;
 
-        let lock = take_lock(&directory, self.drop_root.then_some(user))?;
+        let lock = take_lock(&directory, self.drop_root.then_some(user)).await?;
         let listener = listen(&directory)?;
         let log_path = directory.join(LOG_FILE);
         let log = OpenOptions::new()
@@ -312,7 +316,7 @@ async fn end(directory: &Utf8Path) -> Result<(), LaunchError> {
 }
 
 /// Takes the lock of a directory that nobody runs in.
-fn take_lock(directory: &Utf8Path, owner: Option<u32>) -> Result<File, LaunchError> {
+async fn take_lock(directory: &Utf8Path, owner: Option<u32>) -> Result<File, LaunchError> {
     let path = directory.join(LOCK_FILE);
     let lock = OpenOptions::new()
         .create(true)
@@ -325,12 +329,8 @@ fn take_lock(directory: &Utf8Path, owner: Option<u32>) -> Result<File, LaunchErr
     if let Some(owner) = owner {
         std::os::unix::fs::fchown(&lock, Some(owner), Some(owner)).map_err(file("give away", &path))?;
     }
-    flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).map_err(|errno| LaunchError::File {
-        action: "lock",
-        path,
-        source: errno.into(),
-    })?;
-    Ok(lock)
+    // Nobody runs here, but somebody may be looking whether somebody does, with the lock in hand.
+    lock_blocking(lock, path, FlockOperation::LockExclusive).await
 }
 
 fn listen(directory: &Utf8Path) -> Result<OwnedFd, LaunchError> {
@@ -391,11 +391,18 @@ fn lock_is_held(directory: &Utf8Path) -> Result<bool, LaunchError> {
 
 /// Returns when the machine process and everything that inherited its lock are gone.
 async fn wait_for_lock(directory: &Utf8Path) -> Result<(), LaunchError> {
-    let path = directory.join(LOCK_FILE);
     let Some(lock) = open_lock(directory)? else { return Ok(()) };
-    tokio::task::spawn_blocking(move || {
-        rustix::io::retry_on_intr(|| flock(lock.as_fd(), FlockOperation::LockShared))
-            .map_err(|errno| LaunchError::File { action: "lock", path, source: errno.into() })
+    lock_blocking(lock, directory.join(LOCK_FILE), FlockOperation::LockShared).await.map(drop)
+}
+
+async fn lock_blocking(
+    lock: File,
+    path: Utf8PathBuf,
+    operation: FlockOperation,
+) -> Result<File, LaunchError> {
+    tokio::task::spawn_blocking(move || match rustix::io::retry_on_intr(|| flock(lock.as_fd(), operation)) {
+        Ok(()) => Ok(lock),
+        Err(errno) => Err(LaunchError::File { action: "lock", path, source: errno.into() }),
     })
     .await
     .map_err(|_| LaunchError::Cancelled)?

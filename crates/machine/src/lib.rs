@@ -34,6 +34,7 @@ mod qmp;
 mod serve;
 mod state;
 mod task;
+mod tool;
 mod vm;
 
 use std::sync::{Arc, Mutex};

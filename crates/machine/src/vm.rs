@@ -37,7 +37,7 @@ const ENTROPY_BYTES: usize = 256;
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A call to the agent in progress.
-type Call = Pin<Box<dyn Future<Output = Event> + Send>>;
+type Call<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
 
 /// The ends of the owner's channels that others hold.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ struct Vm<'a> {
     /// The connection that was reported last and has not been reported lost.
     guest: Option<Guest>,
     /// At most one call to the agent, or the preparation of the disk.
-    call: Option<Call>,
+    call: Option<Call<'a>>,
     deadline: Option<Instant>,
 }
 
@@ -94,7 +94,7 @@ pub async fn run(
     };
     let disk = spec.disk.clone();
     vm.call = Some(Box::pin(async move {
-        match disk::prepare(&disk).await {
+        match disk::prepare(directory, &disk).await {
             Ok(()) => Event::Prepared,
             Err(error) => Event::PrepareFailed { reason: error.to_string() },
         }
@@ -394,7 +394,7 @@ impl Output {
     }
 }
 
-async fn answered(call: &mut Option<Call>) -> Event {
+async fn answered(call: &mut Option<Call<'_>>) -> Event {
     match call {
         Some(call) => call.await,
         None => std::future::pending().await,
