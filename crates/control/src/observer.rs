@@ -11,6 +11,7 @@ use roost_api::ComputerId;
 use roost_launch::{MachineState, Report};
 use roost_store::{Desired, Observed, WorkflowKind};
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::workflow::observed;
 use crate::{Control, Failure};
@@ -20,23 +21,41 @@ const VANISHED: &str = "the machine process ended without a word (it was killed,
 
 #[derive(Debug, Default)]
 pub(crate) struct Observers {
-    tasks: Mutex<HashMap<ComputerId, JoinHandle<()>>>,
+    running: Mutex<HashMap<ComputerId, Observer>>,
+}
+
+/// A task that is asked to end and never aborted: a write it had begun would go on in the database by itself
+/// and could come after everything that is written from now on.
+#[derive(Debug)]
+struct Observer {
+    task: JoinHandle<()>,
+    end: CancellationToken,
+}
+
+impl Observer {
+    async fn ended(self) {
+        // It fails only by a panic, which has been logged.
+        drop(self.task.await);
+    }
 }
 
 impl Observers {
-    pub(crate) fn forget(&self, computer: ComputerId) {
-        let task = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer);
-        if let Some(task) = task {
-            task.abort();
+    fn take(&self, computer: ComputerId) -> Option<Observer> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer)
+    }
+
+    /// Ends the following; what was being recorded is recorded when this returns.
+    pub(crate) async fn forget(&self, computer: ComputerId) {
+        if let Some(observer) = self.take(computer) {
+            observer.end.cancel();
+            observer.ended().await;
         }
     }
 
     /// Waits until everything a machine that has ended did report is recorded.
     pub(crate) async fn caught_up(&self, computer: ComputerId) {
-        let task = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer);
-        if let Some(task) = task {
-            // Only an abort makes it fail, and then somebody else follows the machine.
-            drop(task.await);
+        if let Some(observer) = self.take(computer) {
+            observer.ended().await;
         }
     }
 }
@@ -45,17 +64,21 @@ impl Control {
     /// Follows the computer's machine from now on, instead of an earlier one.
     pub(crate) fn observe(&self, computer: ComputerId) {
         let control = self.clone();
+        let end = CancellationToken::new();
+        let ended = end.clone();
+        let mut running = self.inner.observers.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let older = running.remove(&computer);
         let task = tokio::spawn(async move {
+            if let Some(older) = older {
+                older.end.cancel();
+                older.ended().await;
+            }
             let mut states = control.inner.launcher.watch(computer);
-            while let Some(state) = states.next().await {
+            while let Some(Some(state)) = ended.run_until_cancelled(states.next()).await {
                 control.take_in(computer, &state).await;
             }
         });
-        let tasks = &self.inner.observers.tasks;
-        let older = tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(computer, task);
-        if let Some(older) = older {
-            older.abort();
-        }
+        running.insert(computer, Observer { task, end });
     }
 
     async fn take_in(&self, computer: ComputerId, state: &MachineState) {

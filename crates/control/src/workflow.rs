@@ -250,12 +250,14 @@ impl Control {
                 self.inner.guests.forget(computer);
                 // A restart has its eyes on the next generation already, which has not begun.
                 if workflow.kind == WorkflowKind::Stop {
+                    // A report that is still on its way to the row must not come after this one.
+                    self.inner.observers.caught_up(computer).await;
                     self.inner.store.observe(computer, workflow.generation, Observed::Stopped, None).await?;
                 }
                 Ok(())
             }
             Step::EndMachine => {
-                self.inner.observers.forget(computer);
+                self.inner.observers.forget(computer).await;
                 self.inner.guests.forget(computer);
                 Ok(launcher.end(computer).await?)
             }
