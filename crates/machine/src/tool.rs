@@ -9,20 +9,21 @@ use tokio::process::Command;
 
 use crate::directory::Directory;
 
+const QEMU_IMG: &str = "qemu-img";
+
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
-    #[error("cannot run {program}: {source}; install the package qemu-utils")]
-    Start { program: &'static str, source: std::io::Error },
-    #[error("{program} failed: {words}")]
-    Failed { program: &'static str, words: String },
+    #[error("cannot run {QEMU_IMG}: {0}; install the package qemu-utils")]
+    Start(std::io::Error),
+    #[error("{QEMU_IMG} failed: {0}")]
+    Failed(String),
 }
 
 /// Runs `qemu-img` to its end. It holds the directory's lock, so that nobody who sees the lock free finds
 /// it still writing, and dies with this process.
 pub async fn qemu_img(directory: &Directory, arguments: &[&str]) -> Result<(), ToolError> {
-    const PROGRAM: &str = "qemu-img";
     let lock = directory.lock_file().as_fd().as_raw_fd();
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(QEMU_IMG);
     command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
     let before_exec = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -32,10 +33,9 @@ pub async fn qemu_img(directory: &Directory, arguments: &[&str]) -> Result<(), T
     };
     // SAFETY: the closure makes system calls only.
     unsafe { command.pre_exec(before_exec) };
-    let output = command.output().await.map_err(|source| ToolError::Start { program: PROGRAM, source })?;
+    let output = command.output().await.map_err(ToolError::Start)?;
     if output.status.success() {
         return Ok(());
     }
-    let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(ToolError::Failed { program: PROGRAM, words })
+    Err(ToolError::Failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }

@@ -92,9 +92,8 @@ pub async fn run(
         call: None,
         deadline: None,
     };
-    let disk = spec.disk.clone();
-    vm.call = Some(Box::pin(async move {
-        match disk::prepare(directory, &disk).await {
+    vm.call = Some(Box::pin(async {
+        match disk::prepare(directory, &spec.disk).await {
             Ok(()) => Event::Prepared,
             Err(error) => Event::PrepareFailed { reason: error.to_string() },
         }
