@@ -59,6 +59,14 @@ typed_id!(WorkspaceId);
 typed_id!(ProjectId);
 typed_id!(ApiKeyId);
 typed_id!(
+    /// A state of a computer that is kept: its disk, and its memory where it ran.
+    SnapshotId
+);
+typed_id!(
+    /// A part of a disk that never changes any more; disks of computers and other layers lie on it.
+    LayerId
+);
+typed_id!(
     /// One run of a durable workflow.
     WorkflowId
 );

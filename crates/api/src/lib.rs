@@ -22,6 +22,8 @@ pub use desktop::{
 };
 pub use error::{ApiError, ErrorBody, ErrorCode, ErrorDetail};
 pub use exec::{ExecRequest, ExecResult, PythonRequest};
-pub use id::{ApiKeyId, ComputerId, ProjectId, TenantId, UserId, WorkflowId, WorkspaceId};
+pub use id::{
+    ApiKeyId, ComputerId, LayerId, ProjectId, SnapshotId, TenantId, UserId, WorkflowId, WorkspaceId,
+};
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use time::Timestamp;

@@ -353,7 +353,7 @@ impl Control {
         let disk = if record.provisioned {
             DiskSpec::Existing
         } else {
-            DiskSpec::New { base: template.base, size_gib: record.size.disk_gib() }
+            DiskSpec::New { base: template.base, size_gib: record.size.disk_gib(), memory: None }
         };
         Ok(MachineSpec {
             computer: record.id,

@@ -12,11 +12,12 @@ mod local;
 pub mod simulated;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream::BoxStream;
-use roost_api::ComputerId;
+use roost_api::{ComputerId, LayerId, SnapshotId};
 use roost_machine_proto::MachineSpec;
 use tonic::transport::Channel;
 
@@ -28,6 +29,52 @@ pub use local::{Local, LocalConfig};
 pub struct MachineState {
     pub generation: u64,
     pub report: Report,
+    /// Why it booted although there was saved memory to continue from.
+    pub memory_lost: Option<String>,
+}
+
+/// The names under which a captured state is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capture {
+    /// Of the memory, if there is any.
+    pub snapshot: SnapshotId,
+    /// Of what was the computer's disk until then.
+    pub layer: LayerId,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Captured {
+    /// What the layer takes on the host's disk.
+    pub disk_bytes: u64,
+    /// `None` for a computer that was shut down.
+    pub memory_bytes: Option<u64>,
+    /// How long the guest stood still; `None` for one that was not running.
+    pub pause: Option<Duration>,
+}
+
+/// What became of a capture that was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abandoned {
+    /// The computer's disk is what it was.
+    Untouched,
+    /// The computer's disk lies on the layer already: it must be kept as long as the computer needs it.
+    LayerInUse { disk_bytes: u64 },
+}
+
+/// What a start will need of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Real memory, in bytes: not the size the guest is promised, which is mostly never touched.
+    pub memory: u64,
+    /// Room on the disk, in bytes.
+    pub disk: u64,
+}
+
+/// What is kept beside the machines.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub layers: Vec<LayerId>,
+    pub snapshots: Vec<SnapshotId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +116,46 @@ pub trait Launcher: Debug + Send + Sync + 'static {
     /// Asks for a clean shutdown; the end is seen on [`Launcher::watch`]. Without a process it does nothing.
     async fn stop(&self, computer: ComputerId) -> Result<(), LaunchError>;
 
+    /// Saves the memory beside the disk; the end is seen on [`Launcher::watch`]. [`LaunchError::Refused`]: the
+    /// computer runs on. Without a process it does nothing.
+    async fn suspend(&self, computer: ComputerId) -> Result<(), LaunchError>;
+
+    /// Keeps the state of the computer, running or stopped, as a snapshot and a layer; the computer goes on on a
+    /// new disk on top of the layer. Done already: answers again. [`LaunchError::Refused`] and
+    /// [`LaunchError::NoRoom`]: nothing has changed, [`Launcher::abandon`] tidies up.
+    async fn capture(&self, computer: ComputerId, capture: &Capture) -> Result<Captured, LaunchError>;
+
+    /// Gives a capture up that failed or was interrupted anywhere: removes what nobody needs.
+    async fn abandon(&self, computer: ComputerId, capture: &Capture) -> Result<Abandoned, LaunchError>;
+
+    /// Suspends a running machine and makes its memory and disk a template for others in the directory `target`,
+    /// which appears when it is complete (one that is there already wins). The machine ends.
+    async fn publish(&self, computer: ComputerId, target: &Utf8Path) -> Result<(), LaunchError>;
+
+    /// Where a layer is, for the spec of a machine whose disk lies on it.
+    fn layer(&self, layer: LayerId) -> Utf8PathBuf;
+
+    /// Where the memory of a snapshot is, for the spec of a machine that continues from it.
+    fn memory(&self, snapshot: SnapshotId) -> Utf8PathBuf;
+
+    /// Forgets the memory of a computer that is not running: its next start boots.
+    async fn drop_memory(&self, computer: ComputerId) -> Result<(), LaunchError>;
+
+    async fn remove_layer(&self, layer: LayerId) -> Result<(), LaunchError>;
+
+    async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<(), LaunchError>;
+
+    /// Makes `upper`, which lies on `lower`, hold what both hold, on what `lower` lies on. Machines that run
+    /// keep what they have open; nobody else may lie on `lower`. May be interrupted and repeated. Answers what
+    /// `upper` takes on the disk then.
+    async fn merge(&self, lower: LayerId, upper: LayerId) -> Result<u64, LaunchError>;
+
+    /// Every layer and snapshot that has files.
+    async fn stored(&self) -> Result<Stored, LaunchError>;
+
+    /// Whether the host has room for a start: [`LaunchError::NoRoom`] says what is missing.
+    async fn admit(&self, need: &Need) -> Result<(), LaunchError>;
+
     /// Kills the process and everything it started, and waits until they are gone.
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError>;
 
@@ -98,6 +185,12 @@ pub enum LaunchError {
         #[source]
         source: Box<tonic::Status>,
     },
+    /// The machine said no, for a reason the user can act on; it is as it was.
+    #[error("{reason}")]
+    Refused { reason: String },
+    /// Real memory or disk of the host would run out.
+    #[error("{reason}")]
+    NoRoom { reason: String },
     #[error("a background task was cancelled")]
     Cancelled,
 }

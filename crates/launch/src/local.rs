@@ -16,7 +16,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use hyper_util::rt::TokioIo;
-use roost_api::ComputerId;
+use roost_api::{ComputerId, LayerId, SnapshotId};
 use roost_machine_proto::v1::machine_client::MachineClient;
 use roost_machine_proto::v1::{ConsoleRequest, Observation, Phase, StopRequest, WatchRequest};
 use roost_machine_proto::{
@@ -28,7 +28,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{LaunchError, Launcher, MachineState, Report};
+use crate::{Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored};
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
 /// and container engines hand out.
@@ -181,6 +181,7 @@ impl Launcher for Local {
                 let state = MachineState {
                     generation: read_spec(&directory).ok().flatten().map_or(0, |spec| spec.generation),
                     report: Report::Failed { reason: error.to_string(), console: Vec::new() },
+                    memory_lost: None,
                 };
                 // Nobody listens any more: then nobody needs to know.
                 drop(sender.send(state).await);
@@ -201,6 +202,54 @@ impl Launcher for Local {
             Err(_) if !lock_is_held(&directory)? => Ok(()),
             Err(status) => Err(LaunchError::Unreachable { source: Box::new(status) }),
         }
+    }
+
+    async fn suspend(&self, _computer: ComputerId) -> Result<(), LaunchError> {
+        unimplemented!()
+    }
+
+    async fn capture(&self, _computer: ComputerId, _capture: &Capture) -> Result<Captured, LaunchError> {
+        unimplemented!()
+    }
+
+    async fn abandon(&self, _computer: ComputerId, _capture: &Capture) -> Result<Abandoned, LaunchError> {
+        unimplemented!()
+    }
+
+    async fn publish(&self, _computer: ComputerId, _target: &Utf8Path) -> Result<(), LaunchError> {
+        unimplemented!()
+    }
+
+    fn layer(&self, _layer: LayerId) -> Utf8PathBuf {
+        unimplemented!()
+    }
+
+    fn memory(&self, _snapshot: SnapshotId) -> Utf8PathBuf {
+        unimplemented!()
+    }
+
+    async fn drop_memory(&self, _computer: ComputerId) -> Result<(), LaunchError> {
+        unimplemented!()
+    }
+
+    async fn remove_layer(&self, _layer: LayerId) -> Result<(), LaunchError> {
+        unimplemented!()
+    }
+
+    async fn remove_snapshot(&self, _snapshot: SnapshotId) -> Result<(), LaunchError> {
+        unimplemented!()
+    }
+
+    async fn merge(&self, _lower: LayerId, _upper: LayerId) -> Result<u64, LaunchError> {
+        unimplemented!()
+    }
+
+    async fn stored(&self) -> Result<Stored, LaunchError> {
+        unimplemented!()
+    }
+
+    async fn admit(&self, _need: &Need) -> Result<(), LaunchError> {
+        unimplemented!()
     }
 
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
@@ -242,7 +291,7 @@ impl Launcher for Local {
 async fn watch(directory: &Utf8Path, sender: &mpsc::Sender<MachineState>) -> Result<(), LaunchError> {
     loop {
         let Some(spec) = read_spec(directory)? else {
-            drop(sender.send(MachineState { generation: 0, report: Report::Vanished }).await);
+            drop(sender.send(MachineState { generation: 0, report: Report::Vanished, memory_lost: None }).await);
             return Ok(());
         };
         let generation = spec.generation;
@@ -271,7 +320,7 @@ async fn watch(directory: &Utf8Path, sender: &mpsc::Sender<MachineState>) -> Res
         if read_spec(directory)?.is_some_and(|now| now.generation != generation) {
             continue;
         }
-        drop(sender.send(MachineState { generation, report }).await);
+        drop(sender.send(MachineState { generation, report, memory_lost: None }).await);
         return Ok(());
     }
 }
@@ -286,7 +335,8 @@ fn state(observation: Observation) -> Option<MachineState> {
         Phase::Stopped => Report::Stopped,
         Phase::Failed => Report::Failed { reason: observation.reason, console: observation.console },
     };
-    Some(MachineState { generation: observation.generation, report })
+    let memory_lost = (!observation.memory_lost.is_empty()).then_some(observation.memory_lost);
+    Some(MachineState { generation: observation.generation, report, memory_lost })
 }
 
 async fn end(directory: &Utf8Path) -> Result<(), LaunchError> {

@@ -1,19 +1,24 @@
 //! Machines without a VM, for fast tests of logic. They boot at once, remember what was asked of them and
-//! can be made to fail; they have no guest.
+//! can be made to fail; they have no guest. Disks, layers and memory are names in a table, with the rules real
+//! ones have: a layer that something lies on cannot be removed, memory belongs to one state of a disk.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use roost_api::ComputerId;
-use roost_machine_proto::MachineSpec;
+use roost_api::{ComputerId, LayerId, SnapshotId};
+use roost_machine_proto::{DiskSpec, MachineSpec};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{LaunchError, Launcher, MachineState, Report};
+use crate::{
+    Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored,
+};
 
 /// What the next machines do when they are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,15 +34,77 @@ pub struct Simulated {
     machines: Mutex<HashMap<ComputerId, watch::Sender<MachineState>>>,
     boot: Mutex<Boot>,
     starts: Mutex<Vec<u64>>,
+    storage: Mutex<Storage>,
+}
+
+#[derive(Debug, Default)]
+struct Storage {
+    /// What each computer's disk lies on.
+    disks: HashMap<ComputerId, Utf8PathBuf>,
+    /// Computers whose memory is saved beside their disk.
+    memories: HashSet<ComputerId>,
+    /// What each layer lies on.
+    layers: HashMap<LayerId, Utf8PathBuf>,
+    /// Whether each snapshot has memory.
+    snapshots: HashMap<SnapshotId, bool>,
+    /// Why the next suspend or capture is refused.
+    refusal: Option<String>,
+    /// Why the next start is not admitted.
+    full: Option<String>,
 }
 
 impl Default for Simulated {
     fn default() -> Self {
-        Self { machines: Mutex::default(), boot: Mutex::new(Boot::Succeeds), starts: Mutex::default() }
+        Self {
+            machines: Mutex::default(),
+            boot: Mutex::new(Boot::Succeeds),
+            starts: Mutex::default(),
+            storage: Mutex::default(),
+        }
     }
 }
 
 impl Simulated {
+    fn storage(&self) -> MutexGuard<'_, Storage> {
+        self.storage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next suspend or capture is refused, once.
+    pub fn refuse(&self, reason: &str) {
+        self.storage().refusal = Some(reason.to_owned());
+    }
+
+    /// No start is admitted from now on; `None`: again.
+    pub fn fill(&self, reason: Option<&str>) {
+        self.storage().full = reason.map(str::to_owned);
+    }
+
+    /// Whether memory is saved beside the computer's disk.
+    pub fn has_memory(&self, computer: ComputerId) -> bool {
+        self.storage().memories.contains(&computer)
+    }
+
+    /// What a computer's disk lies on.
+    pub fn disk_base(&self, computer: ComputerId) -> Option<Utf8PathBuf> {
+        self.storage().disks.get(&computer).cloned()
+    }
+
+    /// Every disk and layer lies on something that is there.
+    pub fn check_storage(&self) {
+        let storage = self.storage();
+        let bases = storage.disks.values().chain(storage.layers.values());
+        for base in bases {
+            if let Some(layer) = layer_of(base) {
+                assert!(storage.layers.contains_key(&layer), "something lies on {layer}, which is gone");
+            }
+        }
+    }
+
+    fn is_running(&self, computer: ComputerId) -> bool {
+        let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.get(&computer).is_some_and(|machine| !machine.borrow().report.is_final())
+    }
+
     pub fn set_boot(&self, boot: Boot) {
         *self.boot.lock().unwrap_or_else(PoisonError::into_inner) = boot;
     }
@@ -71,7 +138,7 @@ impl Launcher for Simulated {
             Boot::Fails => Report::Failed { reason: "it was made to fail".to_owned(), console: Vec::new() },
             Boot::Hangs => Report::Booting,
         };
-        let state = MachineState { generation: spec.generation, report };
+        let state = MachineState { generation: spec.generation, report, memory_lost: None };
         let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(machine) = machines.get(&spec.computer) {
             let same = machine.borrow().generation == spec.generation;
@@ -81,6 +148,22 @@ impl Launcher for Simulated {
             machine.send_modify(|state| state.report = Report::Vanished);
         }
         self.starts.lock().unwrap_or_else(PoisonError::into_inner).push(spec.generation);
+        let mut storage = self.storage();
+        match &spec.disk {
+            DiskSpec::New { base, memory, .. } => {
+                if let Some(layer) = layer_of(base) {
+                    assert!(storage.layers.contains_key(&layer), "started on {layer}, which is not there");
+                }
+                if let Some(snapshot) = memory.as_deref().and_then(snapshot_of) {
+                    assert_eq!(storage.snapshots.get(&snapshot), Some(&true), "{snapshot} has no memory");
+                }
+                storage.disks.insert(spec.computer, base.clone());
+            }
+            DiskSpec::Existing => {
+                assert!(storage.disks.contains_key(&spec.computer), "a disk is missing");
+                storage.memories.remove(&spec.computer);
+            }
+        }
         machines.insert(spec.computer, watch::Sender::new(state));
         Ok(())
     }
@@ -88,7 +171,7 @@ impl Launcher for Simulated {
     fn watch(&self, computer: ComputerId) -> BoxStream<'static, MachineState> {
         let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(machine) = machines.get(&computer) else {
-            let state = MachineState { generation: 0, report: Report::Vanished };
+            let state = MachineState { generation: 0, report: Report::Vanished, memory_lost: None };
             return stream::iter([state]).boxed();
         };
         // Up to and including the first final report.
@@ -111,6 +194,103 @@ impl Launcher for Simulated {
         Ok(())
     }
 
+    async fn suspend(&self, computer: ComputerId) -> Result<(), LaunchError> {
+        if !self.is_running(computer) {
+            return Ok(());
+        }
+        {
+            let mut storage = self.storage();
+            if let Some(reason) = storage.refusal.take() {
+                return Err(LaunchError::Refused { reason });
+            }
+            storage.memories.insert(computer);
+        }
+        self.stop(computer).await
+    }
+
+    async fn capture(&self, computer: ComputerId, capture: &Capture) -> Result<Captured, LaunchError> {
+        let running = self.is_running(computer);
+        let mut storage = self.storage();
+        if let Some(memory) = storage.snapshots.get(&capture.snapshot) {
+            return Ok(captured(*memory, running));
+        }
+        if let Some(reason) = storage.refusal.take() {
+            return Err(LaunchError::Refused { reason });
+        }
+        let base = storage.disks.get(&computer).cloned();
+        let base = base.ok_or(LaunchError::Refused { reason: "it has no disk".to_owned() })?;
+        let memory = running || storage.memories.contains(&computer);
+        storage.layers.insert(capture.layer, base);
+        storage.disks.insert(computer, layer_path(capture.layer));
+        storage.snapshots.insert(capture.snapshot, memory);
+        Ok(captured(memory, running))
+    }
+
+    async fn abandon(&self, computer: ComputerId, capture: &Capture) -> Result<Abandoned, LaunchError> {
+        let mut storage = self.storage();
+        storage.snapshots.remove(&capture.snapshot);
+        let path = layer_path(capture.layer);
+        if storage.disks.get(&computer) == Some(&path) {
+            return Ok(Abandoned::LayerInUse { disk_bytes: DISK_BYTES });
+        }
+        storage.layers.remove(&capture.layer);
+        Ok(Abandoned::Untouched)
+    }
+
+    async fn publish(&self, computer: ComputerId, _target: &Utf8Path) -> Result<(), LaunchError> {
+        self.stop(computer).await
+    }
+
+    fn layer(&self, layer: LayerId) -> Utf8PathBuf {
+        layer_path(layer)
+    }
+
+    fn memory(&self, snapshot: SnapshotId) -> Utf8PathBuf {
+        Utf8Path::new("/snapshots").join(snapshot.to_string())
+    }
+
+    async fn drop_memory(&self, computer: ComputerId) -> Result<(), LaunchError> {
+        self.storage().memories.remove(&computer);
+        Ok(())
+    }
+
+    async fn remove_layer(&self, layer: LayerId) -> Result<(), LaunchError> {
+        let mut storage = self.storage();
+        let path = layer_path(layer);
+        let used = storage.disks.values().chain(storage.layers.values()).any(|base| *base == path);
+        assert!(!used, "something lies on {layer}, which is being removed");
+        storage.layers.remove(&layer);
+        Ok(())
+    }
+
+    async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<(), LaunchError> {
+        self.storage().snapshots.remove(&snapshot);
+        Ok(())
+    }
+
+    async fn merge(&self, lower: LayerId, upper: LayerId) -> Result<u64, LaunchError> {
+        let mut storage = self.storage();
+        let base = storage.layers.get(&lower).cloned().expect("the lower layer is there");
+        assert!(storage.layers.contains_key(&upper), "the upper layer is there");
+        storage.layers.insert(upper, base);
+        Ok(DISK_BYTES)
+    }
+
+    async fn stored(&self) -> Result<Stored, LaunchError> {
+        let storage = self.storage();
+        Ok(Stored {
+            layers: storage.layers.keys().copied().collect(),
+            snapshots: storage.snapshots.keys().copied().collect(),
+        })
+    }
+
+    async fn admit(&self, _need: &Need) -> Result<(), LaunchError> {
+        match &self.storage().full {
+            Some(reason) => Err(LaunchError::NoRoom { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
         let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(machine) = machines.get(&computer)
@@ -123,6 +303,9 @@ impl Launcher for Simulated {
 
     async fn remove(&self, computer: ComputerId) -> Result<(), LaunchError> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer);
+        let mut storage = self.storage();
+        storage.disks.remove(&computer);
+        storage.memories.remove(&computer);
         Ok(())
     }
 
@@ -141,5 +324,29 @@ impl Launcher for Simulated {
                 "a simulated machine has no guest",
             ))
         })))
+    }
+}
+
+const DISK_BYTES: u64 = 1024 * 1024;
+const LAYERS: &str = "/layers";
+
+fn layer_path(layer: LayerId) -> Utf8PathBuf {
+    Utf8Path::new(LAYERS).join(layer.to_string())
+}
+
+/// The layer that a disk lies on, if it is not a template.
+fn layer_of(base: &Utf8Path) -> Option<LayerId> {
+    base.strip_prefix(LAYERS).ok()?.as_str().parse().ok()
+}
+
+fn snapshot_of(memory: &Utf8Path) -> Option<SnapshotId> {
+    memory.strip_prefix("/snapshots").ok()?.as_str().parse().ok()
+}
+
+fn captured(memory: bool, running: bool) -> Captured {
+    Captured {
+        disk_bytes: DISK_BYTES,
+        memory_bytes: memory.then_some(DISK_BYTES),
+        pause: running.then_some(Duration::from_millis(1)),
     }
 }

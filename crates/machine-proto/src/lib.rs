@@ -24,6 +24,8 @@ pub const SOCKET_FILE: &str = "machine.sock";
 pub const LOCK_FILE: &str = "machine.lock";
 /// The active layer of the computer's disk.
 pub const DISK_FILE: &str = "disk.qcow2";
+/// The saved memory of a computer that was stopped: it belongs to exactly the content `disk.qcow2` has.
+pub const MEMORY_DIRECTORY: &str = "memory";
 /// Everything the guest wrote to its serial console, this boot and the one before (`console.log.1`).
 pub const CONSOLE_FILE: &str = "console.log";
 /// The log of the machine process itself.
@@ -50,9 +52,12 @@ pub struct MachineSpec {
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum DiskSpec {
-    /// The first start: make `disk.qcow2` as an overlay on `base` unless an earlier try already did.
-    New { base: Utf8PathBuf, size_gib: u32 },
-    /// Any later start: `disk.qcow2` must be there. A missing one is an error, never a fresh disk.
+    /// The first start: make `disk.qcow2` anew as an overlay on `base`, whatever an earlier try left. With
+    /// `memory`, a directory of saved memory that was taken together with `base`, the computer continues from
+    /// there; where that cannot be used it boots.
+    New { base: Utf8PathBuf, size_gib: u32, memory: Option<Utf8PathBuf> },
+    /// Any later start: `disk.qcow2` must be there. A missing one is an error, never a fresh disk. Memory saved
+    /// beside it is continued, once.
     Existing,
 }
 
@@ -88,6 +93,7 @@ pub struct Outcome {
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(tag = "result", rename_all = "snake_case")]
 pub enum MachineResult {
+    /// Powered off, or its memory is saved in [`MEMORY_DIRECTORY`].
     Stopped,
     Failed { reason: String, console: Vec<String> },
 }
