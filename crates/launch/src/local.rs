@@ -291,7 +291,11 @@ impl Launcher for Local {
 async fn watch(directory: &Utf8Path, sender: &mpsc::Sender<MachineState>) -> Result<(), LaunchError> {
     loop {
         let Some(spec) = read_spec(directory)? else {
-            drop(sender.send(MachineState { generation: 0, report: Report::Vanished, memory_lost: None }).await);
+            drop(
+                sender
+                    .send(MachineState { generation: 0, report: Report::Vanished, memory_lost: None })
+                    .await,
+            );
             return Ok(());
         };
         let generation = spec.generation;
