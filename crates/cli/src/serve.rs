@@ -98,7 +98,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         crate::output::print_line(&format!("admin API key, shown once and kept in {path}:\n  {}", key.text))?;
     }
     let launcher = Local::new(LocalConfig {
-        machines: data.join("machines"),
+        data: data.clone(),
         templates: templates_dir,
         // Whatever file this process was started from, also after an upgrade has replaced it.
         program: Utf8PathBuf::from("/proc/self/exe"),

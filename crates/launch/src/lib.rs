@@ -8,8 +8,10 @@
 
 mod confine;
 mod local;
+mod room;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+mod storage;
 
 use std::fmt::Debug;
 
