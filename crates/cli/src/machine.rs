@@ -49,6 +49,10 @@ pub(crate) fn run(args: &MachineArgs) -> anyhow::Result<()> {
     crate::output::log();
     // It was started through /proc/self/exe, which would be its name in every list of processes.
     rustix::thread::set_name(c"roost-machine").context("failed to name the process")?;
+    // Where the host's memory runs out all the same, a computer goes and not the server or a login.
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "500") {
+        tracing::warn!("the kernel may end others before this computer when memory runs out: {error}");
+    }
     let lock = args.lock_fd.map(inherit_lock).transpose().context("failed to take over the lock")?;
     if let Some(user) = args.as_user {
         let mut paths = vec![args.dir.as_path()];

@@ -52,7 +52,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use directory::DirectoryError;
+pub use memory::MemoryError;
 pub use merge::MergeError;
+pub use qemu::hardware;
 
 /// Why there was nothing to run. How a computer ended that did run is in `outcome.json` and not here.
 #[derive(Debug, thiserror::Error)]
@@ -147,17 +149,10 @@ pub fn merge(copy: &Utf8Path) -> Result<(), MergeError> {
     merge::merge(copy)
 }
 
-/// Whether the memory of a template, in `directory`, is whole. Reads all of it.
-pub fn verify_memory(directory: &Utf8Path, spec: &MachineSpec) -> Result<(), String> {
-    let memory =
-        memory::SavedMemory::find(directory, &qemu::hardware(spec)).map_err(|error| error.to_string())?;
-    let memory = memory.ok_or_else(|| format!("there is no memory in {directory}"))?;
-    memory.verify().map_err(|error| error.to_string())
-}
-
-/// What saved memory depends on besides QEMU's version; see `MachineSpec`.
-pub fn hardware(spec: &MachineSpec) -> String {
-    qemu::hardware(spec)
+/// Whether the saved memory in `directory` is whole and fits machines with this [`hardware`]. Reads all of it.
+pub fn verify_memory(directory: &Utf8Path, hardware: &str) -> Result<(), MemoryError> {
+    let memory = memory::SavedMemory::find(directory, hardware)?;
+    memory.ok_or_else(|| MemoryError::Missing { directory: directory.to_owned() })?.verify()
 }
 
 async fn run_spec(

@@ -7,6 +7,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
+use roost_api::MemoryMib;
 use roost_guest_proto::PORT_NAME;
 use roost_machine_proto::{Accelerator, DISK_FILE, MachineSpec};
 use tokio::net::UnixStream;
@@ -143,12 +144,12 @@ pub enum Start {
 
 /// What of the machine the guest can see, and what saved memory therefore depends on. Changing any of it makes
 /// every saved memory unusable: its computers boot.
-pub fn hardware(spec: &MachineSpec) -> String {
-    hardware_options(spec).map(|(name, value)| format!("{name} {value}")).join(" ")
+pub fn hardware(accelerator: Accelerator, vcpus: u32, memory: MemoryMib) -> String {
+    hardware_options(accelerator, vcpus, memory).map(|(name, value)| format!("{name} {value}")).join(" ")
 }
 
-fn hardware_options(spec: &MachineSpec) -> [(&'static str, String); 10] {
-    let (accelerator, cpu) = match spec.accelerator {
+fn hardware_options(accelerator: Accelerator, vcpus: u32, memory: MemoryMib) -> [(&'static str, String); 10] {
+    let (accelerator, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),
         // Without the fast string instructions, which the kernel would copy with and TCG runs byte by byte:
         // a pipe copy is four times faster.
@@ -164,8 +165,8 @@ fn hardware_options(spec: &MachineSpec) -> [(&'static str, String); 10] {
         ),
         ("-accel", text(accelerator)),
         ("-cpu", text(cpu)),
-        ("-smp", spec.vcpus.to_string()),
-        ("-m", format!("{}M", spec.memory.0)),
+        ("-smp", vcpus.to_string()),
+        ("-m", format!("{}M", memory.0)),
         ("-device", text("virtio-blk-pci,drive=disk")),
         ("-device", text("virtio-serial-pci,max_ports=2")),
         ("-device", format!("virtserialport,id={PORT_ID},chardev=channel,name={PORT_NAME}")),
@@ -230,7 +231,7 @@ fn arguments(spec: &MachineSpec, start: &Start, qmp: RawFd, console: RawFd) -> V
     option("-serial", "chardev:console");
     option("-chardev", &format!("socket,id=channel,path={CHANNEL},server=on,wait=off"));
     option("-netdev", "user,id=net,ipv6=off");
-    for (name, value) in hardware_options(spec) {
+    for (name, value) in hardware_options(spec.accelerator, spec.vcpus, spec.memory) {
         option(name, &value);
     }
     // A new one at every start: how the guest's kernel learns that it may be one of several.

@@ -324,7 +324,7 @@ impl Vm<'_> {
         // The number is spent whether the capture succeeds or not: QEMU may still know the node.
         self.disk_nodes += 1;
         let next_disk_node = format!("{DISK_NODE}-{}", self.disk_nodes);
-        let (qmp, hardware, base) = (machine.qmp.clone(), qemu::hardware(self.spec), self.base.clone());
+        let (qmp, hardware, base) = (machine.qmp.clone(), hardware(self.spec), self.base.clone());
         let (qemu, guest, disk_node) = (machine.pid, self.guest.clone(), machine.disk_node.clone());
         let (purpose, directory) = (request.purpose.clone(), self.directory);
         self.saving = vec![request];
@@ -580,11 +580,15 @@ fn find_memory(spec: &MachineSpec) -> Result<Option<SavedMemory>, String> {
         DiskSpec::New { memory: Some(memory), .. } => (memory.as_path(), true),
         DiskSpec::Existing => (Utf8Path::new(MEMORY_DIRECTORY), false),
     };
-    match SavedMemory::find(directory, &qemu::hardware(spec)) {
+    match SavedMemory::find(directory, &hardware(spec)) {
         Ok(None) if wanted => Err(format!("there is none in {directory}")),
         Ok(memory) => Ok(memory),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn hardware(spec: &MachineSpec) -> String {
+    qemu::hardware(spec.accelerator, spec.vcpus, spec.memory)
 }
 
 fn answer(request: SaveRequest, result: Result<Captured, String>) {

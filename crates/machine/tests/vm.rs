@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use harness::{Machine, Template, exec, exec_ok};
 use roost_machine_proto::v1::Phase;
-use roost_machine_proto::{DISK_FILE, MachineResult, SOCKET_FILE};
+use roost_machine_proto::{DISK_FILE, MachineResult, MachineSpec, SOCKET_FILE};
 
 /// Not a test: the body of the machine process that the others start.
 #[test]
@@ -179,7 +179,8 @@ async fn a_template_is_forked_suspended_continued_captured_and_cloned() {
     first.ended().await;
     println!("memory of the template: {} MiB", bytes >> 20);
     let memory = first.path("memory");
-    roost_machine::verify_memory(&memory, &first.spec).unwrap();
+    let MachineSpec { accelerator, vcpus, memory: size, .. } = first.spec;
+    roost_machine::verify_memory(&memory, &roost_machine::hardware(accelerator, vcpus, size)).unwrap();
 
     // Two forks: at once there, and not the same.
     let mut forks = Vec::new();

@@ -60,6 +60,8 @@ pub enum MemoryError {
     Misfit { what: &'static str, saved: String, now: String },
     #[error("the memory it was forked from, {base}, has changed or is gone")]
     Base { base: Utf8PathBuf },
+    #[error("there is none in {directory}")]
+    Missing { directory: Utf8PathBuf },
     #[error("it is damaged: {what}")]
     Damaged { what: String },
     #[error(transparent)]
