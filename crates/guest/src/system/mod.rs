@@ -14,7 +14,11 @@ use roost_guest_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use self::{environment::Environment, freeze::Freezer, identity::Identity};
+use self::{
+    environment::Environment,
+    freeze::Freezer,
+    identity::{Became, Identity},
+};
 use crate::desktop::readiness::Readiness;
 
 #[derive(Debug)]
@@ -84,7 +88,10 @@ impl System for SystemService {
             let _changing = changing;
             // Every restore begins with this call, and the guest may have been saved while it was frozen.
             freezer.thaw().await?;
-            blocking(move || identity.assume()).await?;
+            if blocking(move || identity.assume()).await? == Became::Another {
+                // Not waited for: nobody who is let in now needs it.
+                tokio::spawn(identity::start_anew());
+            }
             environment.replace(variables).await
         })
         .await?;
