@@ -82,7 +82,12 @@ pub async fn suspend(saving: &Saving, form: Form) -> Result<u64, SaveError> {
     let unfinished = Utf8Path::new(UNFINISHED);
     make_empty(unfinished)?;
     let attempt = async {
+        check_room_for(saving).await?;
         freeze(saving).await;
+        // The guest sees the end of this conversation before it sees the beginning of the next one.
+        if let Some(guest) = &saving.guest {
+            guest.hang_up();
+        }
         let memory = pause_and_copy(saving, unfinished, form).await?;
         let bytes = finish(memory).await?;
         remove_all(target)?;
@@ -121,6 +126,7 @@ pub async fn capture(
         options["backing"] = serde_json::Value::Null;
         saving.qmp.execute("blockdev-add", options).await?;
         overlay_is_open = true;
+        check_room_for(saving).await?;
         freeze(saving).await;
         let paused = Instant::now();
         let unfinished = pause_and_copy(saving, memory, Form::Difference).await?;
@@ -208,6 +214,13 @@ async fn freeze(saving: &Saving) {
     }
 }
 
+/// Asks before the guest notices anything. It may write more until it stands still, which is looked at again.
+async fn check_room_for(saving: &Saving) -> Result<(), SaveError> {
+    let blocks = saving.qmp.monitor("info ramblock").await?;
+    let guest = GuestMemory::of(saving.qemu, &blocks).map_err(MemoryError::from)?;
+    tokio::task::spawn_blocking(move || check_room(&guest)).await?
+}
+
 /// Stops the guest and copies its devices and memory. The caller lets it go on.
 async fn pause_and_copy(saving: &Saving, into: &Utf8Path, form: Form) -> Result<Unfinished, SaveError> {
     saving.qmp.execute("stop", json!({})).await?;
@@ -219,8 +232,7 @@ async fn pause_and_copy(saving: &Saving, into: &Utf8Path, form: Form) -> Result<
     saving.qmp.execute("xen-save-devices-state", arguments).await?;
     let (into, about) = (into.to_owned(), saving.about.clone());
     tokio::task::spawn_blocking(move || {
-        let pages: u64 = guest.own_pages().map_err(MemoryError::from)?.iter().map(|run| run.pages).sum();
-        check_room(pages * PAGE)?;
+        check_room(&guest)?;
         Ok(memory::save(&into, &guest, form, about)?)
     })
     .await?
@@ -249,7 +261,9 @@ async fn go_on(saving: &Saving) {
     });
 }
 
-fn check_room(needed: u64) -> Result<(), SaveError> {
+fn check_room(guest: &GuestMemory) -> Result<(), SaveError> {
+    let pages: u64 = guest.own_pages().map_err(MemoryError::from)?.iter().map(|run| run.pages).sum();
+    let needed = pages * PAGE;
     let here = rustix::fs::statvfs(".").map_err(|error| SaveError::File {
         action: "ask for the free room of",
         path: ".".into(),

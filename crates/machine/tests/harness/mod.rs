@@ -149,7 +149,7 @@ impl Machine {
         self.spec.disk = DiskSpec::Existing;
         self.spec.generation += 1;
         self.start();
-        self.watch_until(Phase::Running, Duration::from_secs(300)).await
+        self.watch_until(Phase::Running, Duration::from_secs(90)).await
     }
 
     pub fn check_disk(&self) {
@@ -175,7 +175,11 @@ impl Machine {
         };
         match tokio::time::timeout(within, watching).await {
             Ok(observation) => observation,
-            Err(_) => panic!("no {phase:?} within {within:?}\n{}", self.log()),
+            Err(_) => {
+                let console = std::fs::read(self.path(roost_machine_proto::CONSOLE_FILE)).unwrap_or_default();
+                let console = String::from_utf8_lossy(&console).into_owned();
+                panic!("no {phase:?} within {within:?}\n{}\n{console}", self.log())
+            }
         }
     }
 
