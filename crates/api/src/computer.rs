@@ -138,7 +138,11 @@ pub struct Computer {
     pub metadata: BTreeMap<String, String>,
     pub visibility: Visibility,
     pub persistent: bool,
+    /// Whether it is started again after the host was restarted.
     pub always_on: bool,
+    /// Why the last start booted although there was saved memory to continue from; null when nothing was lost.
+    /// An extension of the public API.
+    pub memory_lost: Option<String>,
     /// Why `status` is `error`, and what to do.
     pub error: Option<String>,
     pub created_at: Timestamp,
@@ -167,6 +171,8 @@ pub struct CreateComputer {
     pub external_project_id: Option<String>,
     pub metadata: Option<Map<String, Value>>,
     pub visibility: Option<Visibility>,
+    /// Start it again after the host was restarted.
+    pub always_on: Option<bool>,
 }
 
 /// Query of `POST /computers`.
@@ -190,6 +196,7 @@ pub struct UpdateComputer {
     /// Replaces all metadata.
     pub metadata: Option<Map<String, Value>>,
     pub visibility: Option<Visibility>,
+    pub always_on: Option<bool>,
 }
 
 /// Tells a field that is null from one that is absent.

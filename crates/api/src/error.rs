@@ -25,6 +25,14 @@ pub enum ErrorCode {
     InvalidState,
     ComputerNotRunning,
     ComputerStarting,
+    /// What the verb needs of the computer or of its machine is not so.
+    ResourceState,
+    /// Something still needs the snapshot; `details.dependents` says what.
+    SnapshotInUse,
+    SnapshotNotReady,
+    NoSnapshotAvailable,
+    SnapshotAlreadyNamed,
+    NameTaken,
     TooLarge,
     ValidationFailed,
     InvalidTtl,
@@ -53,6 +61,12 @@ impl ErrorCode {
             ErrorCode::InvalidState => "INVALID_STATE",
             ErrorCode::ComputerNotRunning => "COMPUTER_NOT_RUNNING",
             ErrorCode::ComputerStarting => "COMPUTER_STARTING",
+            ErrorCode::ResourceState => "RESOURCE_STATE",
+            ErrorCode::SnapshotInUse => "SNAPSHOT_IN_USE",
+            ErrorCode::SnapshotNotReady => "SNAPSHOT_NOT_READY",
+            ErrorCode::NoSnapshotAvailable => "NO_SNAPSHOT_AVAILABLE",
+            ErrorCode::SnapshotAlreadyNamed => "SNAPSHOT_ALREADY_NAMED",
+            ErrorCode::NameTaken => "NAME_TAKEN",
             ErrorCode::TooLarge => "TOO_LARGE",
             ErrorCode::ValidationFailed => "VALIDATION_FAILED",
             ErrorCode::InvalidTtl => "INVALID_TTL",
@@ -73,7 +87,15 @@ impl ErrorCode {
             ErrorCode::InsufficientScope | ErrorCode::Forbidden => 403,
             ErrorCode::NotFound => 404,
             ErrorCode::MethodNotAllowed => 405,
-            ErrorCode::InvalidState | ErrorCode::ComputerNotRunning | ErrorCode::ComputerStarting => 409,
+            ErrorCode::InvalidState
+            | ErrorCode::ComputerNotRunning
+            | ErrorCode::ComputerStarting
+            | ErrorCode::ResourceState
+            | ErrorCode::SnapshotInUse
+            | ErrorCode::SnapshotNotReady
+            | ErrorCode::NoSnapshotAvailable
+            | ErrorCode::SnapshotAlreadyNamed
+            | ErrorCode::NameTaken => 409,
             ErrorCode::TooLarge => 413,
             ErrorCode::ValidationFailed | ErrorCode::InvalidTtl => 422,
             ErrorCode::UpgradeRequired => 426,
@@ -97,6 +119,12 @@ impl ErrorCode {
             | ErrorCode::MethodNotAllowed
             | ErrorCode::InvalidState
             | ErrorCode::ComputerNotRunning
+            | ErrorCode::ResourceState
+            | ErrorCode::SnapshotInUse
+            | ErrorCode::SnapshotNotReady
+            | ErrorCode::NoSnapshotAvailable
+            | ErrorCode::SnapshotAlreadyNamed
+            | ErrorCode::NameTaken
             | ErrorCode::TooLarge
             | ErrorCode::ValidationFailed
             | ErrorCode::InvalidTtl

@@ -7,6 +7,7 @@ mod error;
 mod exec;
 mod id;
 mod size;
+mod snapshot;
 mod time;
 
 pub use computer::{
@@ -26,4 +27,11 @@ pub use id::{
     ApiKeyId, ComputerId, LayerId, ProjectId, SnapshotId, TenantId, UserId, WorkflowId, WorkspaceId,
 };
 pub use size::{MemoryMib, Size, UnknownSize};
+pub use snapshot::{
+    AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,
+    DeletedSnapshots, ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, NameSnapshot,
+    NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
+    SnapshotAllowance, SnapshotDependent, SnapshotEvent, SnapshotGroup, SnapshotResource, SnapshotState,
+    SseTicket, TicketQuery, WithDependents,
+};
 pub use time::Timestamp;

@@ -1,6 +1,7 @@
 //! Computers: create, list, read, change, start, stop, restart, delete.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use roost_api::{
     ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, PageMeta, Size,
@@ -13,17 +14,19 @@ use serde_json::{Map, Value};
 
 use crate::slug::slugify;
 use crate::status::status;
-use crate::workflow::Handle;
+use crate::workflow::{Handle, Start};
 use crate::{Control, Failure};
 
 const LONGEST_NAME: usize = 200;
 const MOST_METADATA: usize = 16 * 1024;
+/// How long a delete waits for a capture before it is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A computer that was just made, and what to wait for until it runs.
 #[derive(Debug)]
 pub struct Created {
     pub record: ComputerRecord,
-    handle: Handle,
+    pub(crate) handle: Handle,
 }
 
 impl Created {
@@ -65,6 +68,8 @@ impl Control {
                 format!("the template {template} is not built on this host yet: run `roost image build`"),
             )
         })?;
+        let warm = self.inner.templates.warm(template, &files.digest, size)?;
+        self.admit(if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
         let new = NewComputer {
             id: ComputerId::new(),
             tenant_id: caller.tenant,
@@ -82,6 +87,11 @@ impl Control {
             selected_apps: request.selected_apps.unwrap_or_default(),
             metadata: metadata(request.metadata)?,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
+            always_on: request.always_on.unwrap_or(false),
+            disk_gib: size.disk_gib(),
+            snapshot: None,
+            layer: None,
+            last_snapshot: None,
         };
         let (record, workflow) = self.inner.store.insert_computer(&new).await?;
         tracing::info!(computer = %record.id, slug = record.slug, size = size.as_str(), "created");
@@ -155,6 +165,7 @@ impl Control {
             agent_session_id: request.agent_session_id,
             metadata: request.metadata.map(|map| metadata(Some(map))).transpose()?,
             visibility: request.visibility,
+            always_on: request.always_on,
         };
         let record = self.inner.store.change_computer(id, &change).await?;
         self.inner.hub.notify(id);
@@ -167,36 +178,48 @@ impl Control {
         let record = self.record(id).await?;
         let handle = match status(&record) {
             Status::Provisioning | Status::Starting => self.inner.engine.handle(id),
-            _ => {
+            now => {
+                if matches!(now, Status::Stopped | Status::Error) {
+                    self.admit(Start::Booted).await?;
+                }
                 Some(self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?)
             }
         };
         if let Some(handle) = handle {
-            handle.ended().await.map_err(|error| Failure::new(ErrorCode::StartFailed, error))?;
+            handle.ended().await.map_err(start_failure)?;
         }
         self.record(id).await
     }
 
-    /// Shuts the computer down and returns when it is off. Its disk is kept.
+    /// Saves the computer's memory beside its disk and returns when it is off. Where that is refused it runs on.
     pub async fn stop(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
         let handle = self.begin(id, WorkflowKind::Stop, &[Status::Running], "stopped").await?;
-        handle.ended().await.map_err(|error| Failure::new(ErrorCode::Internal, error))?;
+        handle.ended().await.map_err(|error| match error.code {
+            ErrorCode::ResourceState => {
+                let message = format!("the computer could not be stopped and runs on: {error}");
+                Failure::new(ErrorCode::ResourceState, message)
+            }
+            _ => Failure::new(ErrorCode::Internal, error.message),
+        })?;
         self.record(id).await
     }
 
     /// Reboots the computer and returns when it runs again.
     pub async fn restart(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
         let handle = self.begin(id, WorkflowKind::Restart, &[Status::Running], "restarted").await?;
-        handle.ended().await.map_err(|error| Failure::new(ErrorCode::StartFailed, error))?;
+        handle.ended().await.map_err(start_failure)?;
         self.record(id).await
     }
 
-    /// Removes the computer with everything it has; whatever else is at work on it is given up first.
+    /// Removes the computer with everything it has; whatever else is at work on it is given up first. A capture
+    /// gets a while to end by itself, for the sake of the clone or snapshot that somebody waits for.
     pub async fn delete(&self, id: ComputerId) -> Result<(), Failure> {
+        let internal = |error: ApiError| Failure::new(ErrorCode::Internal, error.message);
+        let engine = &self.inner.engine;
         loop {
             let store = &self.inner.store;
             let begun = store
-                .begin_workflow(id, WorkflowKind::Delete, |record| match record.intended {
+                .begin_workflow(id, WorkflowKind::Delete, None, |record| match record.intended {
                     None => Ok(()),
                     Some(kind) => Err(kind),
                 })
@@ -204,23 +227,35 @@ impl Control {
             match begun {
                 Begin::Begun(workflow) => {
                     self.inner.hub.notify(id);
-                    let ended = self.run_workflow(workflow).ended().await;
-                    return ended.map_err(|error| Failure::new(ErrorCode::Internal, error));
+                    return self.run_workflow(workflow).ended().await.map_err(internal);
                 }
                 Begin::Missing => return Err(Failure::computer_not_found()),
                 Begin::Refused(WorkflowKind::Delete) => {
-                    let ended = match self.inner.engine.handle(id) {
-                        Some(handle) => handle.ended().await,
+                    return match engine.handle(id) {
+                        Some(handle) => handle.ended().await.map_err(internal),
                         None => Ok(()),
                     };
-                    return ended.map_err(|error| Failure::new(ErrorCode::Internal, error));
                 }
-                Begin::Refused(_) => match self.inner.engine.cancel(id) {
+                Begin::Refused(kind) if kind.is_brief() => {
+                    if tokio::time::timeout(PATIENCE, self.moment(id)).await.is_err() {
+                        drop(engine.cancel(id));
+                    }
+                }
+                Begin::Refused(_) => match engine.cancel(id) {
                     Some(handle) => drop(handle.ended().await),
                     // It ended between our two looks; its last transaction may still be on its way.
                     None => tokio::task::yield_now().await,
                 },
             }
+        }
+    }
+
+    /// Waits for work of a moment that is done on the computer now.
+    pub(crate) async fn moment(&self, id: ComputerId) {
+        match self.inner.engine.handle(id) {
+            Some(handle) => drop(handle.ended().await),
+            // It ended between our two looks, or is just being begun.
+            None => tokio::task::yield_now().await,
         }
     }
 
@@ -263,23 +298,29 @@ impl Control {
         allowed: &[Status],
         verb: &str,
     ) -> Result<Handle, Failure> {
-        let begun = self.inner.store.begin_workflow(id, kind, |record| {
-            let now = status(record);
-            if record.intended.is_none() && allowed.contains(&now) { Ok(()) } else { Err(now) }
-        });
-        match begun.await? {
-            Begin::Begun(workflow) => {
-                self.inner.hub.notify(id);
-                Ok(self.run_workflow(workflow))
-            }
-            Begin::Missing => Err(Failure::computer_not_found()),
-            Begin::Refused(now) => {
-                let message = match kind {
-                    WorkflowKind::Restart => "computer must be running to restart".to_owned(),
-                    _ => format!("computer cannot be {verb} from its current status"),
-                };
-                let details = serde_json::json!({ "status": now.as_str() });
-                Err(ApiError::new(ErrorCode::InvalidState, message).with_details(details).into())
+        loop {
+            let begun = self.inner.store.begin_workflow(id, kind, None, |record| {
+                if record.intended.is_some_and(WorkflowKind::is_brief) {
+                    return Err(None);
+                }
+                let now = status(record);
+                if record.intended.is_none() && allowed.contains(&now) { Ok(()) } else { Err(Some(now)) }
+            });
+            match begun.await? {
+                Begin::Begun(workflow) => {
+                    self.inner.hub.notify(id);
+                    return Ok(self.run_workflow(workflow));
+                }
+                Begin::Missing => return Err(Failure::computer_not_found()),
+                Begin::Refused(None) => self.moment(id).await,
+                Begin::Refused(Some(now)) => {
+                    let message = match kind {
+                        WorkflowKind::Restart => "computer must be running to restart".to_owned(),
+                        _ => format!("computer cannot be {verb} from its current status"),
+                    };
+                    let details = serde_json::json!({ "status": now.as_str() });
+                    return Err(ApiError::new(ErrorCode::InvalidState, message).with_details(details).into());
+                }
             }
         }
     }
@@ -322,7 +363,8 @@ impl Control {
             metadata: record.metadata.clone(),
             visibility: record.visibility,
             persistent: true,
-            always_on: false,
+            always_on: record.always_on,
+            memory_lost: record.memory_lost.clone(),
             error: (status == Status::Error).then(|| record.failure.clone()).flatten(),
             created_at: record.created_at,
             updated_at: record.updated_at,
@@ -332,7 +374,16 @@ impl Control {
     }
 }
 
-fn check_name(name: &str) -> Result<(), ApiError> {
+/// A host without room says so; everything else is a start that failed.
+fn start_failure(error: ApiError) -> Failure {
+    let code = match error.code {
+        code @ ErrorCode::NoReadyMachine => code,
+        _ => ErrorCode::StartFailed,
+    };
+    Failure::new(code, error.message)
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), ApiError> {
     if name.chars().count() > LONGEST_NAME {
         return Err(ApiError::field("name", format!("longer than {LONGEST_NAME} characters")));
     }
@@ -343,7 +394,7 @@ fn check_name(name: &str) -> Result<(), ApiError> {
 }
 
 /// Metadata values are text on the wire; numbers, booleans and structures are kept as their JSON.
-fn metadata(map: Option<Map<String, Value>>) -> Result<BTreeMap<String, String>, ApiError> {
+pub(crate) fn metadata(map: Option<Map<String, Value>>) -> Result<BTreeMap<String, String>, ApiError> {
     let text = |value| match value {
         Value::String(text) => text,
         other => other.to_string(),
@@ -357,6 +408,9 @@ fn metadata(map: Option<Map<String, Value>>) -> Result<BTreeMap<String, String>,
     Ok(map)
 }
 
-fn filter_id<T: std::str::FromStr>(field: &str, text: Option<&str>) -> Result<Option<T>, ApiError> {
+pub(crate) fn filter_id<T: std::str::FromStr>(
+    field: &str,
+    text: Option<&str>,
+) -> Result<Option<T>, ApiError> {
     text.map(|text| text.parse().map_err(|_| ApiError::field(field, "not a UUID"))).transpose()
 }

@@ -37,6 +37,10 @@ impl Failure {
         Self::new(ErrorCode::NotFound, "computer not found")
     }
 
+    pub(crate) fn snapshot_not_found() -> Self {
+        Self::new(ErrorCode::NotFound, "snapshot not found")
+    }
+
     /// What the guest agent answered, or that it did not.
     pub(crate) fn from_guest(status: tonic::Status) -> Self {
         let public = match status.code() {
@@ -68,8 +72,16 @@ impl From<StoreError> for Failure {
 }
 
 impl From<LaunchError> for Failure {
-    fn from(source: LaunchError) -> Self {
-        Self::internal(source)
+    fn from(error: LaunchError) -> Self {
+        match error {
+            LaunchError::Refused { reason } => Self::new(ErrorCode::ResourceState, reason),
+            LaunchError::NoRoom { reason } => Self::new(ErrorCode::NoReadyMachine, reason),
+            source @ (LaunchError::File { .. }
+            | LaunchError::Spawn { .. }
+            | LaunchError::Spec { .. }
+            | LaunchError::Unreachable { .. }
+            | LaunchError::Cancelled) => Self::internal(source),
+        }
     }
 }
 

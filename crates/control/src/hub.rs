@@ -1,30 +1,36 @@
-//! Wakes whoever waits for a computer to change.
+//! Wakes whoever waits for a computer or a snapshot to change.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
-use roost_api::ComputerId;
 use tokio::sync::watch;
 
-/// One counter per computer; it moves with every change.
-#[derive(Debug, Default)]
-pub(crate) struct Hub {
-    counters: Mutex<HashMap<ComputerId, watch::Sender<u64>>>,
+/// One counter per id; it moves with every change.
+#[derive(Debug)]
+pub(crate) struct Hub<Id> {
+    counters: Mutex<HashMap<Id, watch::Sender<u64>>>,
 }
 
-impl Hub {
+impl<Id> Default for Hub<Id> {
+    fn default() -> Self {
+        Self { counters: Mutex::default() }
+    }
+}
+
+impl<Id: Copy + Eq + Hash> Hub<Id> {
     /// Subscribe first, then look: a change after the look wakes `changed`.
-    pub(crate) fn subscribe(&self, computer: ComputerId) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self, id: Id) -> watch::Receiver<u64> {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.entry(computer).or_default().subscribe()
+        counters.entry(id).or_default().subscribe()
     }
 
-    pub(crate) fn notify(&self, computer: ComputerId) {
+    pub(crate) fn notify(&self, id: Id) {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(counter) = counters.get(&computer) {
+        if let Some(counter) = counters.get(&id) {
             counter.send_modify(|count| *count += 1);
             if counter.receiver_count() == 0 {
-                counters.remove(&computer);
+                counters.remove(&id);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What Roost does: use cases, the state machine, durable workflows, reconcilers.
 //!
 //! ```text
-//!   use case (computers, exec, desktop, connection)
+//!   use case (computers, snapshots, exec, desktop, connection)
 //!       | begins                          | speaks to the guest through
 //!   workflow engine --- steps ---------> Launcher ---> machine process ---> guest agent
 //!       | records                         | pushes reports
@@ -23,16 +23,21 @@ mod guest;
 mod hub;
 mod keys;
 mod keysyms;
+mod layers;
 mod observer;
 mod slug;
+mod snapshots;
 pub mod status;
+mod tickets;
 mod token;
+pub mod warm;
 mod workflow;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
+use roost_api::{ComputerId, Size, SnapshotId};
 use roost_launch::Launcher;
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
@@ -42,7 +47,8 @@ pub use connection::{DisplayStream, StreamAccess};
 pub use exec::{ExecCommand, ExecSession};
 pub use failure::Failure;
 pub use keys::{AdminKey, first_key};
-pub use roost_store::{Caller, ComputerRecord};
+pub use roost_store::{Caller, ComputerRecord, SnapshotRecord};
+pub use snapshots::Restored;
 pub use token::StreamKey;
 pub use workflow::{NoHook, Step, StepHook, plan};
 
@@ -53,6 +59,14 @@ pub struct TemplateFiles {
     pub base: Utf8PathBuf,
     pub kernel: Utf8PathBuf,
     pub initrd: Utf8PathBuf,
+}
+
+/// A template that continues instead of booting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WarmFiles {
+    pub disk: Utf8PathBuf,
+    /// The directory of the memory that belongs to the disk.
+    pub memory: Utf8PathBuf,
 }
 
 /// A template could not be looked up.
@@ -66,6 +80,10 @@ pub trait Templates: Debug + Send + Sync + 'static {
     fn current(&self, name: &str) -> Result<Option<TemplateFiles>, TemplateError>;
     /// The build a computer was made from.
     fn build(&self, name: &str, digest: &str) -> Result<Option<TemplateFiles>, TemplateError>;
+    /// That build with its memory, for computers of one size on this host. There may be none yet.
+    fn warm(&self, name: &str, digest: &str, size: Size) -> Result<Option<WarmFiles>, TemplateError>;
+    /// The directory in which [`Templates::warm`] looks for it.
+    fn warm_target(&self, name: &str, digest: &str, size: Size) -> Result<Utf8PathBuf, TemplateError>;
 }
 
 /// How clients reach this server.
@@ -100,7 +118,11 @@ struct Inner {
     templates: Arc<dyn Templates>,
     home: Home,
     config: Config,
-    hub: hub::Hub,
+    hub: hub::Hub<ComputerId>,
+    snapshot_hub: hub::Hub<SnapshotId>,
+    storage: layers::Storage,
+    warm: warm::Builds,
+    tickets: tickets::Tickets,
     engine: workflow::Engine,
     observers: observer::Observers,
     guests: guest::Guests,
@@ -124,12 +146,17 @@ impl Control {
                 home,
                 config,
                 hub: hub::Hub::default(),
+                snapshot_hub: hub::Hub::default(),
+                storage: layers::Storage::default(),
+                warm: warm::Builds::default(),
+                tickets: tickets::Tickets::default(),
                 engine: workflow::Engine::new(hook),
                 observers: observer::Observers::default(),
                 guests: guest::Guests::default(),
             }),
         };
         control.reconcile().await?;
+        control.keep_storage();
         Ok(control)
     }
 

@@ -92,7 +92,12 @@ impl Control {
             }
         };
         let store = &self.inner.store;
-        let recorded = store.observe(computer, state.generation, observed(&state.report), failure).await;
+        let memory_lost = state.memory_lost.as_deref();
+        if let Some(reason) = memory_lost {
+            tracing::warn!(%computer, reason, "booted although there was saved memory");
+        }
+        let recorded =
+            store.observe(computer, state.generation, observed(&state.report), failure, memory_lost).await;
         if let Err(error) = recorded {
             tracing::error!(%computer, error = &error as &dyn std::error::Error, "failed to record a report");
         }
@@ -113,10 +118,12 @@ impl Control {
         let store = &self.inner.store;
         let launcher = &self.inner.launcher;
         let mut known = HashSet::new();
+        let mut always_on = Vec::new();
         for record in store.all_computers().await? {
             let computer = record.id;
             known.insert(computer);
-            if record.intended.is_some() {
+            // A capture or a resize goes on beside a machine that is followed as ever.
+            if record.intended.is_some_and(|kind| !kind.is_brief()) {
                 continue; // its workflow is resumed below
             }
             let found = launcher.watch(computer).next().await;
@@ -128,8 +135,11 @@ impl Control {
                     if vanished && record.observed != Observed::Failed {
                         // The host lost its processes. What is on the disk is what there is.
                         tracing::warn!(%computer, "no machine process was found; the computer is stopped");
-                        store.observe(computer, record.generation, Observed::Absent, None).await?;
+                        store.observe(computer, record.generation, Observed::Absent, None, None).await?;
                         store.settle(computer, Desired::Running, Desired::Stopped).await?;
+                        if record.always_on {
+                            always_on.push(computer);
+                        }
                     } else if let Some(state) = found {
                         self.take_in(computer, &state).await;
                     }
@@ -137,12 +147,12 @@ impl Control {
                 Desired::Stopped if alive => {
                     tracing::warn!(%computer, "a machine runs that should be stopped; it is ended");
                     launcher.end(computer).await?;
-                    store.observe(computer, record.generation, Observed::Stopped, None).await?;
+                    store.observe(computer, record.generation, Observed::Stopped, None, None).await?;
                 }
                 Desired::Stopped => {}
                 Desired::Deleted => {
                     if let roost_store::Begin::Begun(workflow) = store
-                        .begin_workflow(computer, WorkflowKind::Delete, |_| Ok::<(), Failure>(()))
+                        .begin_workflow(computer, WorkflowKind::Delete, None, |_| Ok::<(), Failure>(()))
                         .await?
                     {
                         drop(self.run_workflow(workflow));
@@ -150,17 +160,28 @@ impl Control {
                 }
             }
         }
-        for workflow in store.active_workflows().await? {
-            tracing::info!(computer = %workflow.computer, kind = workflow.kind.as_str(), "resuming a workflow");
-            known.insert(workflow.computer);
-            drop(self.run_workflow(workflow));
-        }
+        let workflows = store.active_workflows().await?;
+        known.extend(workflows.iter().map(|workflow| workflow.computer));
         for orphan in launcher.present().await? {
             if !known.contains(&orphan) {
                 tracing::warn!(computer = %orphan, "removing what is left of a computer that does not exist");
                 launcher.end(orphan).await?;
                 launcher.remove(orphan).await?;
             }
+        }
+        self.remove_unknown_storage(&workflows).await?;
+        for workflow in workflows {
+            tracing::info!(computer = %workflow.computer, kind = workflow.kind.as_str(), "resuming a workflow");
+            drop(self.run_workflow(workflow));
+        }
+        for computer in always_on {
+            let control = self.clone();
+            tokio::spawn(async move {
+                if let Err(failure) = control.start_computer(computer).await {
+                    tracing::warn!(%computer, failure = &failure as &dyn std::error::Error,
+                        "a computer that is always on could not be started");
+                }
+            });
         }
         Ok(())
     }

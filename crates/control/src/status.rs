@@ -8,13 +8,17 @@ pub fn status(record: &ComputerRecord) -> Status {
     of(record.desired, record.intended, record.observed)
 }
 
-/// While a workflow is at work, its purpose is the status; otherwise the wish is held against what is so.
+/// While a workflow is at work, its purpose is the status; otherwise the wish is held against what is so. Work
+/// of a moment ([`WorkflowKind::is_brief`]) does not show.
 pub fn of(desired: Desired, intended: Option<WorkflowKind>, observed: Observed) -> Status {
     match (intended, desired, observed) {
         (Some(WorkflowKind::Create), _, _) => Status::Provisioning,
         (Some(WorkflowKind::Start | WorkflowKind::Restart), _, _) => Status::Starting,
         (Some(WorkflowKind::Stop), _, _) => Status::Stopping,
         (Some(WorkflowKind::Delete), _, _) | (None, Desired::Deleted, _) => Status::Destroying,
+        (Some(WorkflowKind::Capture | WorkflowKind::Resize), desired, observed) => {
+            of(desired, None, observed)
+        }
 
         (None, Desired::Running, Observed::Running) => Status::Running,
         // It rebooted itself.
@@ -51,6 +55,9 @@ mod tests {
                 assert_eq!(of(desired, Some(WorkflowKind::Restart), observed), Status::Starting);
                 assert_eq!(of(desired, Some(WorkflowKind::Stop), observed), Status::Stopping);
                 assert_eq!(of(desired, Some(WorkflowKind::Delete), observed), Status::Destroying);
+                for brief in [WorkflowKind::Capture, WorkflowKind::Resize] {
+                    assert_eq!(of(desired, Some(brief), observed), idle(desired, observed));
+                }
             }
             assert_eq!(idle(Desired::Deleted, observed), Status::Destroying);
         }
@@ -77,10 +84,8 @@ mod tests {
             for desired in Desired::ALL.iter().copied() {
                 for observed in Observed::ALL.iter().copied() {
                     if of(desired, intended, observed) == Status::Running {
-                        assert_eq!(
-                            (intended, desired, observed),
-                            (None, Desired::Running, Observed::Running)
-                        );
+                        assert!(intended.is_none_or(WorkflowKind::is_brief));
+                        assert_eq!((desired, observed), (Desired::Running, Observed::Running));
                     }
                 }
             }

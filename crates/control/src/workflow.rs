@@ -1,4 +1,4 @@
-//! Durable workflows: create, start, stop, restart, delete.
+//! Durable workflows: create, start, stop, restart, delete, capture, resize.
 //!
 //! A workflow is a fixed list of named steps ([`plan`]). Each step may be run twice with the same result,
 //! each has an undo (often nothing), and the row in SQL says how far it is. After a crash of the control
@@ -7,11 +7,17 @@
 //! status names. One computer has at most one workflow; the database enforces it.
 //!
 //! ```text
-//!   create, start   LaunchMachine -> AwaitRunning
-//!   stop            AskStop -> AwaitStopped
-//!   restart         AskStop -> AwaitStopped -> LaunchMachine -> AwaitRunning
-//!   delete          EndMachine -> RemoveFiles -> RemoveRow
+//!   create    AwaitOrigin -> LaunchMachine -> AwaitRunning
+//!   start     LaunchMachine -> AwaitRunning
+//!   stop      AskStop -> AwaitStopped
+//!   restart   AskStop -> AwaitStopped -> LaunchMachine -> AwaitRunning
+//!   delete    EndMachine -> RemoveFiles -> RemoveRow
+//!   capture   Capture -> RecordCapture
+//!   resize    DropMemory -> RecordSize
 //! ```
+//!
+//! Stop saves the memory and restart does not: it is a real reboot. Capture and resize take a moment; the
+//! computer keeps its status meanwhile, and other verbs wait for them.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -19,10 +25,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use roost_api::{ComputerId, WorkflowId};
-use roost_launch::Report;
+use roost_api::{ApiError, ComputerId, ErrorCode, Size, WorkflowId};
+use roost_launch::{Abandoned, Capture, Need, Report};
 use roost_machine_proto::{BootSpec, DiskSpec, MachineSpec};
-use roost_store::{ComputerRecord, Finish, Observed, WorkflowKind, WorkflowRecord};
+use roost_store::{
+    ComputerRecord, Finish, Observed, Recorded, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,14 +39,29 @@ use crate::{Control, Failure};
 /// How long a machine gets to shut down cleanly before it is ended. Longer than the machine process's own
 /// limit, which is the one that matters; this covers a process that hangs.
 const STOP_LIMIT: Duration = Duration::from_secs(120);
+/// The same for a machine that saves its memory: the largest one on a slow disk takes minutes, and ending it
+/// would lose what it is saving.
+const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
+
+const MIB: u64 = 1024 * 1024;
+/// Real memory that a computer touches which continues from a template: most of it stays shared.
+const WARM_MEMORY: u64 = 192 * MIB;
+/// Real memory of a desktop that has just booted; also what one that saved its memory may bring back.
+const BOOTED_MEMORY: u64 = 768 * MIB;
+/// What a computer that continues from a snapshot needs beside the snapshot's memory.
+const MEMORY_BESIDE_SNAPSHOT: u64 = 128 * MIB;
+/// Room for what a computer writes while it starts.
+const DISK_OF_START: u64 = 256 * MIB;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
+    /// The snapshot that the computer continues from is complete.
+    AwaitOrigin,
     /// A machine process for this generation exists.
     LaunchMachine,
     /// It reported that the computer is usable.
     AwaitRunning,
-    /// Machines of older generations were asked to shut down.
+    /// Machines of older generations were asked to save their memory, or for a restart to shut down.
     AskStop,
     /// They are gone.
     AwaitStopped,
@@ -48,17 +71,28 @@ pub enum Step {
     RemoveFiles,
     /// No row of this computer is left.
     RemoveRow,
+    /// The state of the computer is kept in files, and its disk lies on a new layer.
+    Capture,
+    /// The rows say so.
+    RecordCapture,
+    /// No memory is saved beside the disk.
+    DropMemory,
+    /// The row has the new size.
+    RecordSize,
 }
 
 /// The steps of each workflow, in order.
 pub fn plan(kind: WorkflowKind) -> &'static [Step] {
     match kind {
-        WorkflowKind::Create | WorkflowKind::Start => &[Step::LaunchMachine, Step::AwaitRunning],
+        WorkflowKind::Create => &[Step::AwaitOrigin, Step::LaunchMachine, Step::AwaitRunning],
+        WorkflowKind::Start => &[Step::LaunchMachine, Step::AwaitRunning],
         WorkflowKind::Stop => &[Step::AskStop, Step::AwaitStopped],
         WorkflowKind::Restart => {
             &[Step::AskStop, Step::AwaitStopped, Step::LaunchMachine, Step::AwaitRunning]
         }
         WorkflowKind::Delete => &[Step::EndMachine, Step::RemoveFiles, Step::RemoveRow],
+        WorkflowKind::Capture => &[Step::Capture, Step::RecordCapture],
+        WorkflowKind::Resize => &[Step::DropMemory, Step::RecordSize],
     }
 }
 
@@ -93,20 +127,22 @@ pub(crate) struct Engine {
 #[derive(Debug, Clone)]
 struct Running {
     computer: ComputerId,
+    kind: WorkflowKind,
     cancel: CancellationToken,
-    done: watch::Receiver<Option<Result<(), String>>>,
+    done: watch::Receiver<Option<Result<(), ApiError>>>,
 }
 
 /// Waits for one run to end.
 #[derive(Debug)]
-pub(crate) struct Handle(watch::Receiver<Option<Result<(), String>>>);
+pub(crate) struct Handle(watch::Receiver<Option<Result<(), ApiError>>>);
 
 impl Handle {
     /// How it ended; the error is for the caller to read.
-    pub(crate) async fn ended(mut self) -> Result<(), String> {
+    pub(crate) async fn ended(mut self) -> Result<(), ApiError> {
+        let interrupted = "the workflow was interrupted; it continues when the server is back";
         match self.0.wait_for(Option::is_some).await {
             Ok(result) => result.clone().unwrap_or(Ok(())),
-            Err(_) => Err("the workflow was interrupted; it continues when the server is back".to_owned()),
+            Err(_) => Err(ApiError::new(ErrorCode::Unavailable, interrupted)),
         }
     }
 }
@@ -120,6 +156,12 @@ impl Engine {
     pub(crate) fn handle(&self, computer: ComputerId) -> Option<Handle> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.values().find(|run| run.computer == computer).map(|run| Handle(run.done.clone()))
+    }
+
+    /// The runs that are starting machines.
+    pub(crate) fn launching(&self) -> Vec<Handle> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.values().filter(|run| run.kind.launches()).map(|run| Handle(run.done.clone())).collect()
     }
 
     /// Asks the run at work on `computer` to give up, and returns what to wait for.
@@ -137,18 +179,28 @@ impl Control {
     pub(crate) fn run_workflow(&self, workflow: WorkflowRecord) -> Handle {
         let (sender, done) = watch::channel(None);
         let cancel = CancellationToken::new();
-        let run = Running { computer: workflow.computer, cancel: cancel.clone(), done: done.clone() };
+        let (computer, kind) = (workflow.computer, workflow.kind);
+        let run = Running { computer, kind, cancel: cancel.clone(), done: done.clone() };
         let engine = &self.inner.engine;
         engine.running.lock().unwrap_or_else(PoisonError::into_inner).insert(workflow.id, run);
         let control = self.clone();
         tokio::spawn(async move {
             let result = control.drive(&workflow, &cancel).await;
             if let Err(error) = &result {
-                tracing::warn!(computer = %workflow.computer, kind = workflow.kind.as_str(), error, "workflow failed");
+                let error = &error.message;
+                tracing::warn!(%computer, kind = kind.as_str(), error, "workflow failed");
             }
             let engine = &control.inner.engine;
             engine.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&workflow.id);
-            control.inner.hub.notify(workflow.computer);
+            control.inner.hub.notify(computer);
+            if let Some(WorkflowPayload::Capture { snapshot, .. }) = workflow.payload {
+                control.inner.snapshot_hub.notify(snapshot);
+            }
+            if kind == WorkflowKind::Create && result.is_ok() {
+                control.warm_for(computer).await;
+            }
+            // It may have been the last that needed a snapshot or a layer.
+            control.inner.storage.changed();
             sender.send_replace(Some(result));
         });
         Handle(done)
@@ -156,19 +208,24 @@ impl Control {
 
     /// Forward through the plan, or back; then the row is closed. Database errors are tried again for ever:
     /// a workflow must not be forgotten because the disk was full for a minute.
-    async fn drive(&self, workflow: &WorkflowRecord, cancel: &CancellationToken) -> Result<(), String> {
+    async fn drive(&self, workflow: &WorkflowRecord, cancel: &CancellationToken) -> Result<(), ApiError> {
         let steps = plan(workflow.kind);
-        let mut failed = workflow.error.clone().map(|error| (workflow.step.min(steps.len() - 1), error));
+        let mut failed = workflow
+            .error
+            .clone()
+            .map(|error| (workflow.step.min(steps.len() - 1), ApiError::new(ErrorCode::Internal, error)));
         if failed.is_none() {
             for (index, step) in steps.iter().copied().enumerate() {
                 tracing::debug!(computer = %workflow.computer, kind = workflow.kind.as_str(), ?step, "step");
                 let result = tokio::select! {
                     biased;
-                    () = cancel.cancelled() => Err("it was given up for a delete".to_owned()),
+                    () = cancel.cancelled() => {
+                        Err(ApiError::new(ErrorCode::InvalidState, "it was given up for a delete"))
+                    }
                     result = self.step(workflow, step) => result,
                 };
                 if let Err(error) = result {
-                    self.persist(|| self.inner.store.fail_workflow(workflow.id, &error)).await;
+                    self.persist(|| self.inner.store.fail_workflow(workflow.id, &error.message)).await;
                     failed = Some((index, error));
                     break;
                 }
@@ -179,9 +236,13 @@ impl Control {
             None => Finish::Done,
             Some((index, error)) => {
                 for step in steps[..=*index].iter().rev().copied() {
-                    self.undo(workflow, step).await;
+                    self.undo(workflow, step, &error.message).await;
                 }
-                Finish::Failed(error.clone())
+                if workflow.kind == WorkflowKind::Stop && self.runs(workflow).await {
+                    Finish::StillRunning
+                } else {
+                    Finish::Failed(error.message.clone())
+                }
             }
         };
         self.persist(|| self.inner.store.finish_workflow(workflow, &finish)).await;
@@ -204,25 +265,33 @@ impl Control {
         }
     }
 
-    async fn step(&self, workflow: &WorkflowRecord, step: Step) -> Result<(), String> {
+    async fn step(&self, workflow: &WorkflowRecord, step: Step) -> Result<(), ApiError> {
         let hook = &self.inner.engine.hook;
         for _ in 0..hook.runs() {
             self.perform(workflow, step).await.map_err(|failure| {
                 tracing::warn!(computer = %workflow.computer, ?step, failure = &failure as &dyn std::error::Error,
                     "step failed");
-                failure.public.message
+                failure.public
             })?;
         }
-        hook.after(workflow.kind, step)
+        hook.after(workflow.kind, step).map_err(|error| ApiError::new(ErrorCode::Internal, error))
     }
 
     async fn perform(&self, workflow: &WorkflowRecord, step: Step) -> Result<(), Failure> {
         let computer = workflow.computer;
         let launcher = &self.inner.launcher;
         match step {
+            Step::AwaitOrigin => self.await_origin(computer).await,
             Step::LaunchMachine => {
                 let record = self.record(computer).await?;
-                let spec = self.machine_spec(&record)?;
+                let (spec, need) = self.machine_spec(&record).await?;
+                // One that is there already takes nothing more.
+                let there = launcher.watch(computer).next().await.is_some_and(|state| {
+                    state.generation == record.generation && state.report != Report::Vanished
+                });
+                if !there {
+                    launcher.admit(&need).await?;
+                }
                 launcher.launch(&spec).await?;
                 self.inner.guests.forget(computer);
                 self.observe(computer);
@@ -231,7 +300,10 @@ impl Control {
             Step::AwaitRunning => self.await_running(computer, workflow.generation).await,
             Step::AskStop => {
                 if self.runs_older(workflow).await {
-                    launcher.stop(computer).await?;
+                    match workflow.kind {
+                        WorkflowKind::Stop => launcher.suspend(computer).await?,
+                        _ => launcher.stop(computer).await?,
+                    }
                 }
                 Ok(())
             }
@@ -242,7 +314,8 @@ impl Control {
                         async move { is_final }
                     });
                     let gone = std::pin::pin!(gone);
-                    if tokio::time::timeout(STOP_LIMIT, gone.into_future()).await.is_err() {
+                    let limit = if workflow.kind == WorkflowKind::Stop { SUSPEND_LIMIT } else { STOP_LIMIT };
+                    if tokio::time::timeout(limit, gone.into_future()).await.is_err() {
                         tracing::warn!(%computer, "the machine did not shut down in time and is ended");
                         launcher.end(computer).await?;
                     }
@@ -252,7 +325,8 @@ impl Control {
                 if workflow.kind == WorkflowKind::Stop {
                     // A report that is still on its way to the row must not come after this one.
                     self.inner.observers.caught_up(computer).await;
-                    self.inner.store.observe(computer, workflow.generation, Observed::Stopped, None).await?;
+                    let store = &self.inner.store;
+                    store.observe(computer, workflow.generation, Observed::Stopped, None, None).await?;
                 }
                 Ok(())
             }
@@ -263,43 +337,122 @@ impl Control {
             }
             Step::RemoveFiles => Ok(launcher.remove(computer).await?),
             Step::RemoveRow => Ok(self.inner.store.remove_computer(computer).await?),
+            Step::Capture => {
+                let capture = capture(workflow)?;
+                self.inner.store.snapshot_progress(capture.snapshot, "capturing", 10).await?;
+                self.inner.snapshot_hub.notify(capture.snapshot);
+                launcher.capture(computer, &capture).await?;
+                Ok(())
+            }
+            Step::RecordCapture => {
+                let capture = capture(workflow)?;
+                // It is kept already and answers again.
+                let captured = launcher.capture(computer, &capture).await?;
+                let recorded = Recorded {
+                    disk_bytes: captured.disk_bytes,
+                    memory_bytes: captured.memory_bytes,
+                    pause_us: captured
+                        .pause
+                        .map(|pause| u64::try_from(pause.as_micros()).unwrap_or(u64::MAX)),
+                };
+                let store = &self.inner.store;
+                store.record_capture(computer, capture.snapshot, capture.layer, &recorded).await?;
+                self.inner.snapshot_hub.notify(capture.snapshot);
+                Ok(())
+            }
+            // Before the size: memory of another size must never be beside a disk.
+            Step::DropMemory => Ok(launcher.drop_memory(computer).await?),
+            Step::RecordSize => Ok(self.inner.store.resize_computer(computer, new_size(workflow)?).await?),
         }
     }
 
     /// Takes back what a step did, as far as something would be left over otherwise. The disk is never
-    /// taken back: a computer whose start failed keeps its files, and its next start finds them. A stop that
-    /// failed half-way is completed by force: nobody would be left to look after a machine that is neither.
-    async fn undo(&self, workflow: &WorkflowRecord, step: Step) {
+    /// taken back: a computer whose start failed keeps its files, and its next start finds them. A restart that
+    /// failed half-way is completed by force: nobody would be left to look after a machine that is neither. A
+    /// stop is not: the memory that could not be saved is all there is of what the user did.
+    async fn undo(&self, workflow: &WorkflowRecord, step: Step, reason: &str) {
+        let computer = workflow.computer;
         match step {
+            Step::AskStop if workflow.kind == WorkflowKind::Stop && self.runs(workflow).await => {}
             Step::LaunchMachine | Step::AskStop => {
                 let mut pause = Duration::from_millis(100);
-                while let Err(error) = self.inner.launcher.end(workflow.computer).await {
-                    tracing::error!(computer = %workflow.computer, error = &error as &dyn std::error::Error,
+                while let Err(error) = self.inner.launcher.end(computer).await {
+                    tracing::error!(%computer, error = &error as &dyn std::error::Error,
                         "failed to end a machine; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(10));
                 }
                 // Its end, unless it had reported one itself. A report still under way must not come after.
-                self.inner.observers.caught_up(workflow.computer).await;
+                self.inner.observers.caught_up(computer).await;
                 self.persist(|| async {
-                    let record = self.inner.store.computer(workflow.computer).await?;
+                    let record = self.inner.store.computer(computer).await?;
                     let ended = record.is_some_and(|record| {
                         matches!(record.observed, Observed::Failed | Observed::Stopped | Observed::Absent)
                     });
                     if !ended {
-                        let (computer, generation) = (workflow.computer, workflow.generation);
-                        self.inner.store.observe(computer, generation, Observed::Absent, None).await?;
+                        let generation = workflow.generation;
+                        self.inner.store.observe(computer, generation, Observed::Absent, None, None).await?;
                     }
                     Ok(())
                 })
                 .await;
             }
-            Step::AwaitRunning
+            Step::Capture => {
+                if let Ok(capture) = capture(workflow) {
+                    self.abandon(computer, &capture, reason).await;
+                }
+            }
+            Step::AwaitOrigin
+            | Step::AwaitRunning
             | Step::AwaitStopped
             | Step::EndMachine
             | Step::RemoveFiles
-            | Step::RemoveRow => {}
+            | Step::RemoveRow
+            | Step::RecordCapture
+            | Step::DropMemory
+            | Step::RecordSize => {}
         }
+    }
+
+    /// Gives a capture up, unless it is recorded: then it is a fact that others may build on already.
+    async fn abandon(&self, computer: ComputerId, capture: &Capture, reason: &str) {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            match self.try_abandon(computer, capture, reason).await {
+                Ok(()) => break,
+                Err(failure) => {
+                    tracing::error!(%computer, failure = &failure as &dyn std::error::Error,
+                        "failed to give a capture up; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+        self.inner.snapshot_hub.notify(capture.snapshot);
+    }
+
+    async fn try_abandon(
+        &self,
+        computer: ComputerId,
+        capture: &Capture,
+        reason: &str,
+    ) -> Result<(), Failure> {
+        let store = &self.inner.store;
+        let found = store.snapshot(capture.snapshot).await?;
+        if found.is_some_and(|found| found.status == SnapshotStatus::Ready) {
+            return Ok(());
+        }
+        let layer = match self.inner.launcher.abandon(computer, capture).await? {
+            Abandoned::Untouched => None,
+            Abandoned::LayerInUse { disk_bytes } => Some((capture.layer, disk_bytes)),
+        };
+        Ok(store.fail_capture(computer, capture.snapshot, layer, reason).await?)
+    }
+
+    /// Whether the machine that this workflow speaks to still runs.
+    async fn runs(&self, workflow: &WorkflowRecord) -> bool {
+        let now = self.inner.launcher.watch(workflow.computer).next().await;
+        now.is_some_and(|state| state.generation == workflow.generation && !state.report.is_final())
     }
 
     /// Whether a machine runs that this workflow is to stop. A restart that is run again after a crash must
@@ -309,9 +462,12 @@ impl Control {
         now.is_some_and(|state| {
             let older = match workflow.kind {
                 WorkflowKind::Restart => state.generation < workflow.generation,
-                WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Stop | WorkflowKind::Delete => {
-                    true
-                }
+                WorkflowKind::Create
+                | WorkflowKind::Start
+                | WorkflowKind::Stop
+                | WorkflowKind::Delete
+                | WorkflowKind::Capture
+                | WorkflowKind::Resize => true,
             };
             older && !state.report.is_final()
         })
@@ -338,11 +494,32 @@ impl Control {
         }
     }
 
-    fn machine_spec(&self, record: &ComputerRecord) -> Result<MachineSpec, Failure> {
+    async fn await_origin(&self, computer: ComputerId) -> Result<(), Failure> {
+        let Some(origin) = self.record(computer).await?.snapshot else { return Ok(()) };
+        let mut changes = self.inner.snapshot_hub.subscribe(origin);
+        loop {
+            let snapshot =
+                self.inner.store.snapshot(origin).await?.ok_or_else(Failure::snapshot_not_found)?;
+            match snapshot.status {
+                SnapshotStatus::Ready => return Ok(()),
+                SnapshotStatus::Failed | SnapshotStatus::Deleted => {
+                    return Err(origin_failed(snapshot.error.as_deref()));
+                }
+                SnapshotStatus::Creating => {}
+            }
+            // The hub lives as long as this control plane.
+            if changes.changed().await.is_err() {
+                changes = self.inner.snapshot_hub.subscribe(origin);
+            }
+        }
+    }
+
+    /// What to start, and what that will take.
+    async fn machine_spec(&self, record: &ComputerRecord) -> Result<(MachineSpec, Need), Failure> {
         let template = self.inner.templates.build(&record.template_type, &record.template_digest)?;
         let template = template.ok_or_else(|| {
             Failure::new(
-                roost_api::ErrorCode::NoReadyMachine,
+                ErrorCode::NoReadyMachine,
                 format!(
                     "the template {} {} that this computer was made from is missing on this host; \
                      restore its directory below templates/",
@@ -350,12 +527,31 @@ impl Control {
                 ),
             )
         })?;
-        let disk = if record.provisioned {
-            DiskSpec::Existing
+        let launcher = &self.inner.launcher;
+        let size_gib = record.disk_gib;
+        // Until the first start has succeeded the disk is made anew: nothing of the user is on it.
+        let (disk, memory) = if record.provisioned {
+            (DiskSpec::Existing, BOOTED_MEMORY)
+        } else if let Some(origin) = record.snapshot {
+            let snapshot =
+                self.inner.store.snapshot(origin).await?.ok_or_else(Failure::snapshot_not_found)?;
+            let layer = snapshot.layer.ok_or_else(|| origin_failed(snapshot.error.as_deref()))?;
+            let memory = snapshot.memory_bytes.map(|_| launcher.memory(origin));
+            let need = snapshot.memory_bytes.map_or(BOOTED_MEMORY, |bytes| bytes + MEMORY_BESIDE_SNAPSHOT);
+            (DiskSpec::New { base: launcher.layer(layer), size_gib, memory }, need)
+        } else if let Some(layer) = record.layer {
+            (DiskSpec::New { base: launcher.layer(layer), size_gib, memory: None }, BOOTED_MEMORY)
         } else {
-            DiskSpec::New { base: template.base, size_gib: record.size.disk_gib(), memory: None }
+            let (name, digest) = (&record.template_type, &record.template_digest);
+            match self.inner.templates.warm(name, digest, record.size)? {
+                Some(warm) => {
+                    let memory = Some(warm.memory);
+                    (DiskSpec::New { base: warm.disk, size_gib, memory }, WARM_MEMORY)
+                }
+                None => (DiskSpec::New { base: template.base, size_gib, memory: None }, BOOTED_MEMORY),
+            }
         };
-        Ok(MachineSpec {
+        let spec = MachineSpec {
             computer: record.id,
             generation: record.generation,
             hostname: record.slug.clone(),
@@ -367,13 +563,61 @@ impl Control {
             accelerator: self.inner.config.accelerator,
             env: std::collections::BTreeMap::new(),
             network: self.inner.config.network.clone(),
-        })
+        };
+        Ok((spec, Need { memory, disk: DISK_OF_START }))
     }
+
+    /// Whether this host has room for one more: asked before anything is promised, and again when it starts.
+    pub(crate) async fn admit(&self, start: Start) -> Result<(), Failure> {
+        let memory = match start {
+            Start::Warm => WARM_MEMORY,
+            Start::Booted | Start::Snapshot { memory_bytes: None } => BOOTED_MEMORY,
+            Start::Snapshot { memory_bytes: Some(bytes) } => bytes + MEMORY_BESIDE_SNAPSHOT,
+        };
+        Ok(self.inner.launcher.admit(&Need { memory, disk: DISK_OF_START }).await?)
+    }
+}
+
+/// What a computer is to start from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start {
+    /// A template with memory.
+    Warm,
+    /// A disk, perhaps with memory of a size nobody knows yet.
+    Booted,
+    Snapshot {
+        memory_bytes: Option<u64>,
+    },
+}
+
+fn capture(workflow: &WorkflowRecord) -> Result<Capture, Failure> {
+    match workflow.payload {
+        Some(WorkflowPayload::Capture { snapshot, layer }) => Ok(Capture { snapshot, layer }),
+        Some(WorkflowPayload::Resize { .. }) | None => Err(without_payload(workflow)),
+    }
+}
+
+fn new_size(workflow: &WorkflowRecord) -> Result<Size, Failure> {
+    match workflow.payload {
+        Some(WorkflowPayload::Resize { size }) => Ok(size),
+        Some(WorkflowPayload::Capture { .. }) | None => Err(without_payload(workflow)),
+    }
+}
+
+fn without_payload(workflow: &WorkflowRecord) -> Failure {
+    let what = format!("the {} workflow {} does not say what to do", workflow.kind.as_str(), workflow.id);
+    Failure::internal(std::io::Error::other(what))
+}
+
+fn origin_failed(reason: Option<&str>) -> Failure {
+    let reason = reason.unwrap_or("it is gone");
+    let message = format!("the state to continue from could not be kept: {reason}");
+    Failure::new(ErrorCode::StartFailed, message)
 }
 
 fn start_failed(reason: Option<&str>) -> Failure {
     let reason = reason.unwrap_or("no reason was reported");
-    Failure::new(roost_api::ErrorCode::StartFailed, format!("the computer failed to start: {reason}"))
+    Failure::new(ErrorCode::StartFailed, format!("the computer failed to start: {reason}"))
 }
 
 /// The row's words for a report.

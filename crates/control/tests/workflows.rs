@@ -7,19 +7,28 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
-use roost_api::{ComputerId, CreateComputer, ErrorCode, Status};
+use futures_util::StreamExt;
+use roost_api::{
+    CloneComputer, ComputerId, CreateComputer, CreateSnapshot, ErrorCode, ForkSnapshot, NameSnapshot,
+    ResizeComputer, Size, SnapshotId, SnapshotState, Status, UpdateComputer,
+};
 use roost_control::status::status;
 use roost_control::{
     Caller, Config, Control, NoHook, PublicUrls, Step, StepHook, StreamKey, TemplateError, TemplateFiles,
-    Templates, plan,
+    Templates, WarmFiles, plan,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
 use roost_machine_proto::{Accelerator, NetworkSpec};
-use roost_store::{Store, WorkflowKind};
+use roost_store::{SnapshotFilter, SnapshotStatus, Store, WorkflowKind};
 
+/// One build; `warm` says whether it has memory.
 #[derive(Debug)]
-struct OneTemplate;
+struct OneTemplate {
+    warm: bool,
+    /// Where somebody asked to put the warm one, in order.
+    asked: Mutex<Vec<Size>>,
+}
 
 impl Templates for OneTemplate {
     fn current(&self, _name: &str) -> Result<Option<TemplateFiles>, TemplateError> {
@@ -33,6 +42,16 @@ impl Templates for OneTemplate {
 
     fn build(&self, name: &str, _digest: &str) -> Result<Option<TemplateFiles>, TemplateError> {
         self.current(name)
+    }
+
+    fn warm(&self, _name: &str, _digest: &str, _size: Size) -> Result<Option<WarmFiles>, TemplateError> {
+        let files = WarmFiles { disk: "/warm/disk".into(), memory: "/warm/memory".into() };
+        Ok(self.warm.then_some(files))
+    }
+
+    fn warm_target(&self, _name: &str, _digest: &str, size: Size) -> Result<Utf8PathBuf, TemplateError> {
+        self.asked.lock().unwrap().push(size);
+        Ok("/warm".into())
     }
 }
 
@@ -68,6 +87,29 @@ impl StepHook for Fault {
     }
 }
 
+/// Stands still for ever after a given step, and says so.
+#[derive(Debug)]
+struct Stall {
+    at: (WorkflowKind, Step),
+    reached: Mutex<std::sync::mpsc::Sender<()>>,
+}
+
+impl StepHook for Stall {
+    fn after(&self, kind: WorkflowKind, step: Step) -> Result<(), String> {
+        if self.at == (kind, step) {
+            self.reached.lock().unwrap().send(()).unwrap();
+            loop {
+                std::thread::park();
+            }
+        }
+        Ok(())
+    }
+
+    fn runs(&self) -> usize {
+        1
+    }
+}
+
 struct World {
     directory: tempfile::TempDir,
     store: Store,
@@ -86,6 +128,10 @@ impl World {
     }
 
     async fn control(&self, hook: Arc<dyn StepHook>) -> Control {
+        self.control_with(hook, Arc::new(OneTemplate { warm: true, asked: Mutex::default() })).await
+    }
+
+    async fn control_with(&self, hook: Arc<dyn StepHook>, templates: Arc<OneTemplate>) -> Control {
         let config = Config {
             urls: PublicUrls {
                 origin: "http://127.0.0.1:1".to_owned(),
@@ -96,9 +142,7 @@ impl World {
             network: NetworkSpec::default(),
             stream_key: StreamKey::from_bytes([1; 32]),
         };
-        Control::start(self.store.clone(), self.launcher.clone(), Arc::new(OneTemplate), config, hook)
-            .await
-            .unwrap()
+        Control::start(self.store.clone(), self.launcher.clone(), templates, config, hook).await.unwrap()
     }
 
     async fn create(&self, control: &Control) -> ComputerId {
@@ -117,8 +161,38 @@ impl World {
         self.store.computer(id).await.unwrap().as_ref().map(status)
     }
 
+    /// A clone whose creation has ended, one way or the other.
+    async fn clone_of(&self, control: &Control, id: ComputerId) -> ComputerId {
+        let clone = control.clone_computer(&self.caller, id, CloneComputer::default()).await.unwrap();
+        let new = clone.record.id;
+        clone.ended().await;
+        self.idle(control, id).await;
+        new
+    }
+
+    /// A snapshot that has been taken, or has failed.
+    async fn snapshot_of(&self, control: &Control, id: ComputerId) -> (SnapshotId, SnapshotState) {
+        let snapshot = control.take_snapshot(id, CreateSnapshot::default()).await.unwrap();
+        let events: Vec<_> = control.snapshot_events(snapshot.id).collect().await;
+        self.idle(control, id).await;
+        (snapshot.id, events.last().unwrap().status)
+    }
+
+    async fn restored(&self, control: &Control, id: SnapshotId) -> ComputerId {
+        let snapshot = control.snapshot(&self.caller, id).await.unwrap();
+        let restored = control.restore(&self.caller, &snapshot, ForkSnapshot::default()).await.unwrap();
+        let new = restored.record.id;
+        restored.ended().await;
+        new
+    }
+
+    /// Waits until nobody is at work on the computer.
+    async fn idle(&self, control: &Control, id: ComputerId) {
+        control.wait_until(id, |record| record.intended.is_none()).await.unwrap();
+    }
+
     /// What the status of every computer implies about machines, files and rows.
-    async fn check(&self) {
+    async fn check(&self, control: &Control) {
         assert!(self.store.active_workflows().await.unwrap().is_empty(), "an unfinished workflow is left");
         let mut expected_running = Vec::new();
         let mut known = Vec::new();
@@ -129,6 +203,14 @@ impl World {
                 Status::Stopped | Status::Error => {}
                 other => panic!("{other} with nobody at work: {record:?}"),
             }
+            // The row names what the disk lies on.
+            if record.provisioned {
+                let expected = match record.layer {
+                    Some(layer) => self.launcher.layer(layer),
+                    None => "/warm/disk".into(),
+                };
+                assert_eq!(self.launcher.disk_base(record.id), Some(expected), "{record:?}");
+            }
         }
         let mut running = self.launcher.running();
         running.sort();
@@ -137,6 +219,39 @@ impl World {
         for present in self.launcher.present().await.unwrap() {
             assert!(known.contains(&present), "files of a computer that does not exist");
         }
+        control.collect().await.unwrap();
+        self.launcher.check_storage();
+        let mut stored = self.launcher.stored().await.unwrap();
+        let mut layers: Vec<_> = self.store.layers().await.unwrap().iter().map(|layer| layer.id).collect();
+        stored.layers.sort();
+        layers.sort();
+        assert_eq!(stored.layers, layers, "files and rows of layers do not agree");
+        for snapshot in &stored.snapshots {
+            let row =
+                self.store.snapshot(*snapshot).await.unwrap().expect("files of a snapshot that is not there");
+            assert_eq!(row.status, SnapshotStatus::Ready, "{row:?}");
+        }
+    }
+
+    /// No computer and no snapshot is left, so nothing else may be.
+    async fn check_empty(&self, control: &Control) {
+        self.check(control).await;
+        assert!(self.store.all_computers().await.unwrap().is_empty());
+        let stored = self.launcher.stored().await.unwrap();
+        assert_eq!((stored.layers, stored.snapshots), (Vec::new(), Vec::new()), "files are left");
+        assert!(self.store.deleted_snapshots().await.unwrap().is_empty());
+    }
+
+    /// Deletes everything there is.
+    async fn clear(&self, control: &Control) {
+        let filter = SnapshotFilter::default();
+        for computer in self.store.all_computers().await.unwrap() {
+            control.delete(computer.id).await.unwrap();
+        }
+        for snapshot in self.store.snapshots(None, &filter).await.unwrap() {
+            control.delete_snapshot(snapshot.id).await.unwrap();
+        }
+        self.check_empty(control).await;
     }
 }
 
@@ -147,34 +262,60 @@ async fn a_life_without_faults_and_with_every_step_run_twice() {
         let control = world.control(Arc::new(Fault { at: Mutex::new(None), runs })).await;
         let id = world.create(&control).await;
         assert_eq!(world.status(id).await, Some(Status::Running));
-        world.check().await;
+        world.check(&control).await;
         control.stop(id).await.unwrap();
         assert_eq!(world.status(id).await, Some(Status::Stopped));
-        world.check().await;
+        world.check(&control).await;
         control.start_computer(id).await.unwrap();
         assert_eq!(world.status(id).await, Some(Status::Running));
         control.restart(id).await.unwrap();
         assert_eq!(world.status(id).await, Some(Status::Running));
-        world.check().await;
+        world.check(&control).await;
         // One machine per start, whether steps are repeated or not.
         assert_eq!(world.launcher.starts(), [1, 2, 3], "with {runs} runs");
+
+        let clone = world.clone_of(&control, id).await;
+        assert_eq!(
+            (world.status(id).await, world.status(clone).await),
+            (Some(Status::Running), Some(Status::Running))
+        );
+        world.check(&control).await;
+        // The hidden snapshot is gone; the layer that both lie on is not.
+        let stored = world.launcher.stored().await.unwrap();
+        assert_eq!((stored.layers.len(), stored.snapshots.len()), (1, 0));
+
+        let (running, state) = world.snapshot_of(&control, id).await;
+        assert_eq!(state, SnapshotState::Ready);
+        control.stop(id).await.unwrap();
+        assert!(world.launcher.has_memory(id));
+        let (stopped, state) = world.snapshot_of(&control, id).await;
+        assert_eq!((state, world.status(id).await), (SnapshotState::Ready, Some(Status::Stopped)));
+        let view = world.store.snapshot(stopped).await.unwrap().unwrap();
+        assert_eq!(view.parent, Some(running));
+        for snapshot in [running, stopped] {
+            let restored = world.restored(&control, snapshot).await;
+            assert_eq!(world.status(restored).await, Some(Status::Running));
+            world.check(&control).await;
+        }
+        let request = ResizeComputer { cpu_count: Some(2), memory_mb: Some(8192), size: None };
+        let resized = control.resize(id, request).await.unwrap();
+        assert_eq!((resized.size, resized.disk_gib, status(&resized)), (Size::Medium, 10, Status::Stopped));
+        assert!(!world.launcher.has_memory(id));
+        control.start_computer(id).await.unwrap();
+        let failure = control.resize(id, ResizeComputer::default()).await.unwrap_err();
+        assert_eq!(failure.public.code, ErrorCode::ResourceState);
+
         control.delete(id).await.unwrap();
         assert_eq!(world.status(id).await, None);
-        world.check().await;
+        world.check(&control).await;
+        world.clear(&control).await;
         assert!(world.directory.path().exists());
     }
 }
 
 #[tokio::test]
 async fn a_failure_after_any_step_leaks_nothing_and_can_be_mended() {
-    let kinds = [
-        WorkflowKind::Create,
-        WorkflowKind::Start,
-        WorkflowKind::Stop,
-        WorkflowKind::Restart,
-        WorkflowKind::Delete,
-    ];
-    for kind in kinds {
+    for kind in WorkflowKind::ALL.iter().copied() {
         for step in plan(kind).iter().copied() {
             let world = World::new().await;
             let fault = Fault::none();
@@ -183,7 +324,7 @@ async fn a_failure_after_any_step_leaks_nothing_and_can_be_mended() {
                 fault.arm(kind, step);
             }
             let id = world.create(&control).await;
-            if kind == WorkflowKind::Start {
+            if matches!(kind, WorkflowKind::Start | WorkflowKind::Resize) {
                 control.stop(id).await.unwrap();
             }
             fault.arm(kind, step);
@@ -193,27 +334,359 @@ async fn a_failure_after_any_step_leaks_nothing_and_can_be_mended() {
                 WorkflowKind::Stop => control.stop(id).await.is_err(),
                 WorkflowKind::Restart => control.restart(id).await.is_err(),
                 WorkflowKind::Delete => control.delete(id).await.is_err(),
+                WorkflowKind::Resize => {
+                    let request = ResizeComputer { size: Some("xl".to_owned()), ..ResizeComputer::default() };
+                    control.resize(id, request).await.is_err()
+                }
+                WorkflowKind::Capture => {
+                    // What is recorded is a fact; before that there is no snapshot.
+                    let expected = match step {
+                        Step::RecordCapture => SnapshotState::Ready,
+                        _ => SnapshotState::Failed,
+                    };
+                    world.snapshot_of(&control, id).await.1 == expected
+                }
             };
             assert!(failed, "{kind:?} succeeded although {step:?} failed");
             fault.at.lock().unwrap().take();
 
             // Whatever it is now, its status names it, and from there it can be deleted without a rest.
             if kind != WorkflowKind::Delete {
-                world.check().await;
+                world.check(&control).await;
                 if matches!(world.status(id).await, Some(Status::Stopped | Status::Error)) {
                     control.start_computer(id).await.unwrap();
-                    assert_eq!(world.status(id).await, Some(Status::Running), "{kind:?} {step:?}");
-                    world.check().await;
                 }
+                assert_eq!(world.status(id).await, Some(Status::Running), "{kind:?} {step:?}");
+                world.check(&control).await;
             }
             match control.delete(id).await {
                 Ok(()) => {}
                 Err(failure) => assert_eq!(failure.public.code, ErrorCode::NotFound, "{kind:?} {step:?}"),
             }
             assert_eq!(world.status(id).await, None);
-            world.check().await;
+            world.clear(&control).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_clone_or_restore_that_fails_after_any_step_leaks_nothing() {
+    let kinds = [WorkflowKind::Capture, WorkflowKind::Create];
+    let steps = kinds.iter().flat_map(|kind| plan(*kind).iter().map(|step| (*kind, *step)));
+    for (kind, step) in steps {
+        let world = World::new().await;
+        let fault = Fault::none();
+        let control = world.control(fault.clone()).await;
+        let id = world.create(&control).await;
+        let (snapshot, _) = world.snapshot_of(&control, id).await;
+
+        fault.arm(kind, step);
+        let clone = world.clone_of(&control, id).await;
+        let survives = step == Step::RecordCapture;
+        let expected = if survives { Status::Running } else { Status::Error };
+        assert_eq!(world.status(clone).await, Some(expected), "{kind:?} {step:?}");
+        assert_eq!(world.status(id).await, Some(Status::Running), "{kind:?} {step:?}");
+        world.check(&control).await;
+        if kind == WorkflowKind::Create {
+            // What it was to continue from is still there.
+            control.start_computer(clone).await.unwrap();
+            world.check(&control).await;
+
+            fault.arm(kind, step);
+            let restored = world.restored(&control, snapshot).await;
+            assert_eq!(world.status(restored).await, Some(Status::Error));
+            let failure = control.delete_snapshot(snapshot).await.unwrap_err();
+            assert_eq!(failure.public.code, ErrorCode::SnapshotInUse);
+            control.start_computer(restored).await.unwrap();
+            world.check(&control).await;
+        } else if !survives {
+            let failure = control.start_computer(clone).await.unwrap_err();
+            assert!(failure.public.message.contains("made to fail"), "{failure}");
+        }
+        world.clear(&control).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_suspend_leaves_the_computer_running() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    world.launcher.refuse("the disk of the host is full: free 512 MiB");
+    let failure = control.stop(id).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::ResourceState);
+    assert!(failure.public.message.contains("free 512 MiB"), "{failure}");
+    assert_eq!(world.status(id).await, Some(Status::Running));
+    world.check(&control).await;
+    control.stop(id).await.unwrap();
+    assert_eq!(world.status(id).await, Some(Status::Stopped));
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn a_refused_capture_fails_the_snapshot_and_the_clone_with_its_reason() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    world.launcher.refuse("no room for the memory");
+    let (snapshot, state) = world.snapshot_of(&control, id).await;
+    assert_eq!(state, SnapshotState::Failed);
+    let record = world.store.snapshot(snapshot).await.unwrap().unwrap();
+    assert_eq!(record.error.as_deref(), Some("no room for the memory"));
+    let failure = control.restore(&world.caller, &record, ForkSnapshot::default()).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::SnapshotNotReady);
+    world.launcher.refuse("no room for the memory");
+    let clone = world.clone_of(&control, id).await;
+    let record = world.store.computer(clone).await.unwrap().unwrap();
+    assert_eq!(status(&record), Status::Error);
+    assert!(record.failure.unwrap().contains("no room for the memory"));
+    assert_eq!(world.status(id).await, Some(Status::Running));
+    world.check(&control).await;
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn ten_clones_at_once() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let clones = (0..10).map(|_| world.clone_of(&control, id));
+    for clone in futures_util::future::join_all(clones).await {
+        assert_eq!(world.status(clone).await, Some(Status::Running));
+    }
+    world.idle(&control, id).await;
+    world.check(&control).await;
+    assert!(world.launcher.stored().await.unwrap().snapshots.is_empty());
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn verbs_wait_for_a_capture() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let clone = control.clone_computer(&world.caller, id, CloneComputer::default()).await.unwrap();
+    control.stop(id).await.unwrap();
+    clone.ended().await;
+    let snapshot = control.take_snapshot(id, CreateSnapshot::default()).await.unwrap();
+    control.start_computer(id).await.unwrap();
+    let failure = control.clone_computer(&world.caller, id, CloneComputer::default()).await;
+    assert!(failure.is_ok());
+    control.restart(id).await.unwrap();
+    control.take_snapshot(id, CreateSnapshot::default()).await.unwrap();
+    control.delete(id).await.unwrap();
+    assert_eq!(world.store.snapshot(snapshot.id).await.unwrap().unwrap().status, SnapshotStatus::Ready);
+    for computer in world.store.all_computers().await.unwrap() {
+        world.idle(&control, computer.id).await;
+    }
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn a_clone_needs_a_running_source() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    control.stop(id).await.unwrap();
+    let failure = control.clone_computer(&world.caller, id, CloneComputer::default()).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::ComputerNotRunning);
+    world.clear(&control).await;
+}
+
+/// Two snapshots, a clone and a computer restored from the first snapshot, deleted in every order with their
+/// source: each deletion frees what nobody needs any more and nothing else.
+#[tokio::test]
+async fn deleted_in_any_order_everything_is_freed() {
+    let orders = permutations(4);
+    assert_eq!(orders.len(), 24);
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    for order in orders {
+        let source = world.create(&control).await;
+        let (snapshot, _) = world.snapshot_of(&control, source).await;
+        let clone = world.clone_of(&control, source).await;
+        let restored = world.restored(&control, snapshot).await;
+        world.check(&control).await;
+        for index in &order {
+            match index {
+                0 => control.delete(source).await.unwrap(),
+                1 => control.delete(clone).await.unwrap(),
+                2 => control.delete(restored).await.unwrap(),
+                _ => drop(control.delete_snapshot(snapshot).await.unwrap()),
+            }
+            world.check(&control).await;
+        }
+        world.check_empty(&control).await;
+    }
+}
+
+fn permutations(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let shorter = permutations(count - 1);
+    let longer = shorter.iter().flat_map(|order| {
+        (0..=order.len()).map(move |place| {
+            let mut order = order.clone();
+            order.insert(place, count - 1);
+            order
+        })
+    });
+    longer.collect()
+}
+
+#[tokio::test]
+async fn long_chains_of_layers_are_merged() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let mut snapshots = Vec::new();
+    for _ in 0..14 {
+        snapshots.push(world.snapshot_of(&control, id).await.0);
+    }
+    let kept = snapshots.swap_remove(6);
+    assert_eq!(world.store.layers().await.unwrap().len(), 14);
+    for snapshot in snapshots {
+        control.delete_snapshot(snapshot).await.unwrap();
+    }
+    while control.merge_one().await.unwrap() {}
+    world.check(&control).await;
+    assert_eq!(world.store.layers().await.unwrap().len(), 8);
+    // What lies on them is what it was.
+    let restored = world.restored(&control, kept).await;
+    assert_eq!(world.status(restored).await, Some(Status::Running));
+    control.stop(id).await.unwrap();
+    control.start_computer(id).await.unwrap();
+    world.check(&control).await;
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn snapshots_expire_unless_they_are_kept_or_named() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let take = |keep| {
+        let request =
+            CreateSnapshot { retention_seconds: Some(1), keep: Some(keep), ..CreateSnapshot::default() };
+        control.take_snapshot(id, request)
+    };
+    let (short, kept, named) =
+        (take(false).await.unwrap(), take(true).await.unwrap(), take(false).await.unwrap());
+    let ended: Vec<_> = control.snapshot_events(named.id).collect().await;
+    assert_eq!(ended.last().unwrap().status, SnapshotState::Ready);
+    let name = |snapshot: SnapshotId, name: &str| NameSnapshot {
+        name: Some(name.to_owned()),
+        snapshot_id: Some(snapshot.to_string()),
+        ..NameSnapshot::default()
+    };
+    control.name_snapshot(&world.caller, name(named.id, "base")).await.unwrap();
+    let failure = control.name_snapshot(&world.caller, name(kept.id, "base")).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::NameTaken);
+    let failure = control.name_snapshot(&world.caller, name(named.id, "other")).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::SnapshotAlreadyNamed);
+    let gone = async {
+        while world.store.snapshot(short.id).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("it did not expire");
+    for stays in [kept.id, named.id] {
+        assert!(world.store.snapshot(stays).await.unwrap().is_some());
+    }
+    let failure = control.delete_snapshot(named.id).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::SnapshotInUse);
+    let record = control.named_snapshot(&world.caller, "base").await.unwrap();
+    control.release_name(&record).await.unwrap();
+    // Its time is over already.
+    let gone = async {
+        while world.store.snapshot(named.id).await.unwrap().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), gone).await.expect("it did not expire");
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_being_restored_cannot_be_deleted() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let (snapshot, _) = world.snapshot_of(&control, id).await;
+    world.launcher.set_boot(Boot::Hangs);
+    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    let restored = control.restore(&world.caller, &record, ForkSnapshot::default()).await.unwrap();
+    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    assert_eq!(control.snapshot_view(&record).status, SnapshotState::Restoring);
+    let failure = control.delete_snapshot(snapshot).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::SnapshotInUse);
+    let kinds = failure.public.details.unwrap()["dependents"][0]["kind"].clone();
+    assert_eq!(kinds, "restore_in_progress");
+    control.delete(restored.record.id).await.unwrap();
+    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    assert_eq!(control.snapshot_view(&record).status, SnapshotState::Ready);
+    // Somebody else does not see it at all.
+    let stranger = Caller { tenant: roost_api::TenantId::new(), ..world.caller };
+    let failure = control.snapshot(&stranger, snapshot).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::NotFound);
+    control.delete_snapshot(snapshot).await.unwrap();
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn a_full_host_says_so_before_it_promises_anything() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let (snapshot, _) = world.snapshot_of(&control, id).await;
+    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    let other = world.clone_of(&control, id).await;
+    control.stop(other).await.unwrap();
+    world.launcher.fill(Some("300 MiB of memory are missing"));
+    let request = CreateComputer {
+        name: Some("box".to_owned()),
+        template_type: Some("miosa-desktop".to_owned()),
+        ..CreateComputer::default()
+    };
+    let refusals = [
+        control.create(&world.caller, request).await.unwrap_err(),
+        control.clone_computer(&world.caller, id, CloneComputer::default()).await.unwrap_err(),
+        control.restore(&world.caller, &record, ForkSnapshot::default()).await.unwrap_err(),
+        control.start_computer(other).await.unwrap_err(),
+    ];
+    for failure in refusals {
+        assert_eq!(failure.public.code, ErrorCode::NoReadyMachine);
+        assert!(failure.public.message.contains("300 MiB"), "{failure}");
+    }
+    assert_eq!(world.store.all_computers().await.unwrap().len(), 2);
+    assert_eq!(world.status(other).await, Some(Status::Stopped));
+    world.check(&control).await;
+    // The machine that a restart has stopped is not started again without room.
+    let failure = control.restart(id).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::NoReadyMachine);
+    world.launcher.fill(None);
+    control.start_computer(id).await.unwrap();
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn the_first_computer_of_a_size_has_its_template_warmed() {
+    let world = World::new().await;
+    let templates = Arc::new(OneTemplate { warm: false, asked: Mutex::default() });
+    let control = world.control_with(Arc::new(NoHook), templates.clone()).await;
+    let id = world.create(&control).await;
+    world.create(&control).await;
+    assert_eq!(world.launcher.disk_base(id), Some("/base".into()));
+    let built = async {
+        while templates.asked.lock().unwrap().is_empty() || world.launcher.present().await.unwrap().len() > 2
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), built).await.expect("no template was built");
+    assert_eq!(*templates.asked.lock().unwrap(), [Size::Small]);
+    assert_eq!(world.launcher.running().len(), 2);
 }
 
 #[tokio::test]
@@ -228,7 +701,7 @@ async fn a_boot_that_fails_says_why_and_a_start_tries_again() {
     assert!(failure.public.message.contains("it was made to fail"), "{failure}");
     world.launcher.set_boot(Boot::Succeeds);
     assert_eq!(status(&control.start_computer(id).await.unwrap()), Status::Running);
-    world.check().await;
+    world.check(&control).await;
 }
 
 #[tokio::test]
@@ -271,7 +744,7 @@ async fn a_delete_does_not_wait_for_a_boot_that_hangs() {
     deleted.expect("the delete waited").unwrap();
     created.ended().await;
     assert_eq!(world.status(id).await, None);
-    world.check().await;
+    world.check(&control).await;
 }
 
 #[tokio::test]
@@ -294,7 +767,7 @@ async fn verbs_at_once_are_serialised_by_the_database() {
             assert_eq!(failure.public.code, ErrorCode::InvalidState, "{failure}");
         }
     }
-    world.check().await;
+    world.check(&control).await;
     let deletes = [control.delete(id), control.delete(id), control.delete(id)];
     for result in futures_util::future::join_all(deletes).await {
         if let Err(failure) = result {
@@ -302,7 +775,7 @@ async fn verbs_at_once_are_serialised_by_the_database() {
         }
     }
     assert_eq!(world.status(id).await, None);
-    world.check().await;
+    world.check(&control).await;
 }
 
 #[tokio::test]
@@ -357,6 +830,132 @@ fn another_control_plane_finishes_what_one_left() {
         control.wait_until(id, |record| status(record) == Status::Running).await.unwrap();
         // The machine that was booting was taken over, not started again.
         assert_eq!(launcher.starts(), [1]);
-        world.check().await;
+        world.idle(&control, id).await;
+        world.check(&control).await;
     });
+}
+
+/// A control plane stands still after each step of each workflow and is replaced by another one.
+#[test]
+fn another_control_plane_goes_on_after_any_step() {
+    for kind in WorkflowKind::ALL.iter().copied() {
+        for step in plan(kind).iter().copied() {
+            interrupted(kind, step);
+        }
+    }
+}
+
+fn interrupted(kind: WorkflowKind, step: Step) {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (sender, reached) = std::sync::mpsc::channel();
+    let hook = Arc::new(Stall { at: (kind, step), reached: Mutex::new(sender) });
+    let first = runtime();
+    let world = first.block_on(World::new());
+    let World { directory, launcher, caller, .. } = world;
+    let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
+    let (old, old_path) = (launcher.clone(), path.clone());
+    drop(first.spawn(async move {
+        let store = Store::open(&old_path).await.unwrap();
+        let world = World { directory: tempfile::tempdir().unwrap(), store, launcher: old, caller };
+        let control = world.control(hook).await;
+        let id = world.create(&control).await;
+        match kind {
+            WorkflowKind::Create => {}
+            WorkflowKind::Start => {
+                control.stop(id).await.unwrap();
+                control.start_computer(id).await.unwrap();
+            }
+            WorkflowKind::Stop => drop(control.stop(id).await),
+            WorkflowKind::Restart => drop(control.restart(id).await),
+            WorkflowKind::Delete => drop(control.delete(id).await),
+            WorkflowKind::Capture => drop(world.clone_of(&control, id).await),
+            WorkflowKind::Resize => {
+                control.stop(id).await.unwrap();
+                let request = ResizeComputer { size: Some("large".to_owned()), ..ResizeComputer::default() };
+                drop(control.resize(id, request).await);
+            }
+        }
+    }));
+    reached.recv_timeout(Duration::from_secs(60)).expect("the step was not reached");
+    first.shutdown_background();
+
+    runtime().block_on(async {
+        let store = Store::open(&path).await.unwrap();
+        let world = World { directory, store, launcher, caller };
+        let control = world.control(Arc::new(NoHook)).await;
+        let computers = world.store.all_computers().await.unwrap();
+        for record in &computers {
+            let idle = control.wait_until(record.id, |record| record.intended.is_none()).await;
+            let expected = match kind {
+                WorkflowKind::Create
+                | WorkflowKind::Start
+                | WorkflowKind::Restart
+                | WorkflowKind::Capture => Some(Status::Running),
+                WorkflowKind::Stop | WorkflowKind::Resize => Some(Status::Stopped),
+                WorkflowKind::Delete => None,
+            };
+            if let Ok(record) = idle {
+                assert_eq!(Some(status(&record)), expected, "{kind:?} {step:?}");
+            }
+        }
+        let left = if kind == WorkflowKind::Capture { 2 } else { usize::from(kind != WorkflowKind::Delete) };
+        while !world.store.active_workflows().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let computers = world.store.all_computers().await.unwrap();
+        assert_eq!(computers.len(), left, "{kind:?} {step:?}");
+        if kind == WorkflowKind::Resize {
+            assert_eq!(computers.first().unwrap().size, Size::Large);
+        }
+        world.check(&control).await;
+        world.clear(&control).await;
+    });
+}
+
+#[test]
+fn after_a_restart_of_the_host_only_what_is_always_on_runs() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let first = runtime();
+    let world = first.block_on(World::new());
+    let (on, off, kept) = first.block_on(async {
+        let control = world.control(Arc::new(NoHook)).await;
+        let (on, off, kept) =
+            (world.create(&control).await, world.create(&control).await, world.create(&control).await);
+        let request = UpdateComputer { always_on: Some(true), ..UpdateComputer::default() };
+        assert!(control.update(on, request).await.unwrap().always_on);
+        control.stop(kept).await.unwrap();
+        (on, off, kept)
+    });
+    first.shutdown_background();
+    let World { directory, launcher, caller, .. } = world;
+    launcher.report(on, Report::Vanished);
+    launcher.report(off, Report::Vanished);
+    let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
+    runtime().block_on(async {
+        let store = Store::open(&path).await.unwrap();
+        let world = World { directory, store, launcher, caller };
+        let control = world.control(Arc::new(NoHook)).await;
+        assert_eq!(world.status(off).await, Some(Status::Stopped));
+        control.wait_until(on, |record| status(record) == Status::Running).await.unwrap();
+        assert!(world.launcher.has_memory(kept));
+        control.start_computer(kept).await.unwrap();
+        world.check(&control).await;
+        world.clear(&control).await;
+    });
+}
+
+#[tokio::test]
+async fn files_that_no_row_knows_are_removed_at_the_start() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let capture = roost_launch::Capture { snapshot: SnapshotId::new(), layer: roost_api::LayerId::new() };
+    world.launcher.capture(id, &capture).await.unwrap();
+    // Its computer goes without the row of the layer ever being written.
+    control.delete(id).await.unwrap();
+    assert_eq!(world.launcher.stored().await.unwrap().layers, [capture.layer]);
+    let control = world.control(Arc::new(NoHook)).await;
+    world.check_empty(&control).await;
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use roost_api::{ComputerId, ProjectId, Size, TenantId, Timestamp, UserId, Visibility, WorkspaceId};
+use roost_api::{
+    ComputerId, LayerId, ProjectId, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility, WorkspaceId,
+};
 use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
@@ -32,6 +34,15 @@ pub struct NewComputer {
     pub selected_apps: Vec<String>,
     pub metadata: BTreeMap<String, String>,
     pub visibility: Visibility,
+    pub always_on: bool,
+    /// The virtual size of the disk.
+    pub disk_gib: u32,
+    /// What its first start continues from. It is complete, or being taken.
+    pub snapshot: Option<SnapshotId>,
+    /// The layer of that snapshot, where it is complete.
+    pub layer: Option<LayerId>,
+    /// The newest snapshot of the history it continues.
+    pub last_snapshot: Option<SnapshotId>,
 }
 
 /// Filters of a list; they combine with AND.
@@ -53,6 +64,7 @@ pub struct ComputerChange {
     pub agent_session_id: Option<Option<String>>,
     pub metadata: Option<BTreeMap<String, String>>,
     pub visibility: Option<Visibility>,
+    pub always_on: Option<bool>,
 }
 
 impl Store {
@@ -63,39 +75,9 @@ impl Store {
         new: &NewComputer,
     ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
         let mut tx = self.write().await?;
-        let slug = free_slug(&mut tx, &new.slug).await?;
-        let now = Timestamp::now().as_micros();
-        sqlx::query(
-            "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
-                 template_type, template_digest, size, external_workspace_id, external_user_id,
-                 external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
-                 provisioned, observed, failure_console, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 'running', 1,
-                 0, 'absent', '[]', $17, $17)",
-        )
-        .bind(new.id.to_string())
-        .bind(new.tenant_id.to_string())
-        .bind(new.owner_user_id.to_string())
-        .bind(new.workspace_id.to_string())
-        .bind(new.project_id.to_string())
-        .bind(&new.name)
-        .bind(&slug)
-        .bind(&new.template_type)
-        .bind(&new.template_digest)
-        .bind(new.size.as_str())
-        .bind(&new.external_workspace_id)
-        .bind(&new.external_user_id)
-        .bind(&new.external_project_id)
-        .bind(json(&new.selected_apps)?)
-        .bind(json(&new.metadata)?)
-        .bind(new.visibility.as_str())
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
-        let workflow = insert_workflow(&mut tx, new.id, WorkflowKind::Create, 1).await?;
-        let record = load(&mut tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
+        let inserted = insert(&mut tx, new).await?;
         tx.commit().await?;
-        Ok((record, workflow))
+        Ok(inserted)
     }
 
     pub async fn computer(&self, id: ComputerId) -> Result<Option<ComputerRecord>, StoreError> {
@@ -169,6 +151,9 @@ impl Store {
         if let Some(visibility) = change.visibility {
             query.push(", visibility = ").push_bind(visibility.as_str());
         }
+        if let Some(always_on) = change.always_on {
+            query.push(", always_on = ").push_bind(i64::from(always_on));
+        }
         query.push(" WHERE id = ").push_bind(id.to_string());
         query.build().execute(&mut *tx).await?;
         let record = load(&mut tx, id).await?;
@@ -183,6 +168,7 @@ impl Store {
         generation: u64,
         observed: Observed,
         failure: Option<(&str, &[String])>,
+        memory_lost: Option<&str>,
     ) -> Result<bool, StoreError> {
         let (reason, console) = match failure {
             Some((reason, console)) => (Some(reason), Some(json(&console)?)),
@@ -190,8 +176,9 @@ impl Store {
         };
         let changed = sqlx::query(
             "UPDATE computers SET observed = $1, failure = COALESCE($2, failure),
-                 failure_console = COALESCE($3, failure_console), updated_at = $4
-             WHERE id = $5 AND generation = $6 AND (observed <> $1 OR $2 IS NOT NULL)",
+                 failure_console = COALESCE($3, failure_console), updated_at = $4,
+                 memory_lost = COALESCE($7, memory_lost)
+             WHERE id = $5 AND generation = $6 AND (observed <> $1 OR $2 IS NOT NULL OR $7 IS NOT NULL)",
         )
         .bind(observed.as_str())
         .bind(reason)
@@ -199,6 +186,7 @@ impl Store {
         .bind(Timestamp::now().as_micros())
         .bind(id.to_string())
         .bind(signed(generation)?)
+        .bind(memory_lost)
         .execute(&self.pool)
         .await?;
         Ok(changed.rows_affected() > 0)
@@ -209,7 +197,8 @@ impl Store {
     pub async fn settle(&self, id: ComputerId, from: Desired, to: Desired) -> Result<bool, StoreError> {
         let changed = sqlx::query(
             "UPDATE computers SET desired = $1, updated_at = $2 WHERE id = $3 AND desired = $4
-                 AND NOT EXISTS (SELECT 1 FROM workflows WHERE computer_id = $3 AND finished_at IS NULL)",
+                 AND NOT EXISTS (SELECT 1 FROM workflows WHERE computer_id = $3 AND finished_at IS NULL
+                     AND kind NOT IN ('capture', 'resize'))",
         )
         .bind(to.as_str())
         .bind(Timestamp::now().as_micros())
@@ -218,6 +207,18 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(changed.rows_affected() > 0)
+    }
+
+    /// Gives the computer another size. Its disk stays as large as it is. Memory that a first start was to
+    /// continue from does not fit any more; the disk does.
+    pub async fn resize_computer(&self, id: ComputerId, size: Size) -> Result<(), StoreError> {
+        sqlx::query("UPDATE computers SET size = $1, snapshot_id = NULL, updated_at = $2 WHERE id = $3")
+            .bind(size.as_str())
+            .bind(Timestamp::now().as_micros())
+            .bind(id.to_string())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     /// Removes the row. Its finished workflows go with it; the running one is the caller's.
@@ -231,6 +232,50 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
+}
+
+pub(crate) async fn insert(
+    tx: &mut Transaction<'static, Sqlite>,
+    new: &NewComputer,
+) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
+    let slug = free_slug(tx, &new.slug).await?;
+    let now = Timestamp::now().as_micros();
+    sqlx::query(
+        "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
+             template_type, template_digest, size, external_workspace_id, external_user_id,
+             external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
+             provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
+             layer_id, last_snapshot_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 'running', 1,
+             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22)",
+    )
+    .bind(new.id.to_string())
+    .bind(new.tenant_id.to_string())
+    .bind(new.owner_user_id.to_string())
+    .bind(new.workspace_id.to_string())
+    .bind(new.project_id.to_string())
+    .bind(&new.name)
+    .bind(&slug)
+    .bind(&new.template_type)
+    .bind(&new.template_digest)
+    .bind(new.size.as_str())
+    .bind(&new.external_workspace_id)
+    .bind(&new.external_user_id)
+    .bind(&new.external_project_id)
+    .bind(json(&new.selected_apps)?)
+    .bind(json(&new.metadata)?)
+    .bind(new.visibility.as_str())
+    .bind(now)
+    .bind(i64::from(new.always_on))
+    .bind(i64::from(new.disk_gib))
+    .bind(new.snapshot.map(|id| id.to_string()))
+    .bind(new.layer.map(|id| id.to_string()))
+    .bind(new.last_snapshot.map(|id| id.to_string()))
+    .execute(&mut **tx)
+    .await?;
+    let workflow = insert_workflow(tx, new.id, WorkflowKind::Create, 1, None).await?;
+    let record = load(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    Ok((record, workflow))
 }
 
 pub(crate) async fn load(
@@ -268,6 +313,6 @@ pub(crate) fn signed(value: u64) -> Result<i64, StoreError> {
     i64::try_from(value).map_err(|_| StoreError::Corrupt { what: format!("number {value}") })
 }
 
-fn escape_like(text: &str) -> String {
+pub(crate) fn escape_like(text: &str) -> String {
     text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
 }

@@ -8,7 +8,9 @@
 
 mod computers;
 mod identity;
+mod layers;
 mod record;
+mod snapshots;
 mod workflows;
 
 use std::borrow::Cow;
@@ -21,7 +23,15 @@ use sqlx::{Sqlite, SqlitePool, Transaction};
 
 pub use computers::{ComputerChange, ComputerFilter, NewComputer};
 pub use identity::{Caller, Home, NewApiKey};
-pub use record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
+pub use layers::LayerRecord;
+pub use record::{
+    ComputerRecord, Desired, Observed, SnapshotAttributes, SnapshotPurpose, SnapshotRecord, SnapshotStatus,
+    WorkflowKind, WorkflowPayload, WorkflowRecord,
+};
+pub use snapshots::{
+    BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
+    Recorded, SnapshotFilter, SnapshotGroup,
+};
 pub use workflows::{Begin, Finish};
 
 /// The database. Cheap to clone.
@@ -81,12 +91,13 @@ impl Store {
 }
 
 fn migrator() -> Migrator {
-    let first = Migration::new(
-        1,
-        Cow::Borrowed("start"),
-        MigrationType::Simple,
-        sqlx::SqlStr::from_static(include_str!("../migrations/0001_start.sql")),
-        false,
-    );
-    Migrator { migrations: Cow::Owned(vec![first]), ..Migrator::DEFAULT }
+    let migration = |version, name, text| {
+        let text = sqlx::SqlStr::from_static(text);
+        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, text, false)
+    };
+    let migrations = vec![
+        migration(1, "start", include_str!("../migrations/0001_start.sql")),
+        migration(2, "snapshots", include_str!("../migrations/0002_snapshots.sql")),
+    ];
+    Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, ProjectId, Size, TenantId, Timestamp, UserId, Visibility, WorkflowId, WorkspaceId,
+    ComputerId, LayerId, ProjectId, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility, WorkflowId,
+    WorkspaceId,
 };
+use serde::{Deserialize, Serialize};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -68,6 +70,52 @@ text_enum!(
         Stop = "stop",
         Restart = "restart",
         Delete = "delete",
+        // Keeps the state of the computer as a snapshot and a layer.
+        Capture = "capture",
+        Resize = "resize",
+    }
+);
+
+impl WorkflowKind {
+    /// Work of a moment that does not show in the computer's status. Verbs wait for it instead of being
+    /// refused.
+    pub fn is_brief(self) -> bool {
+        match self {
+            WorkflowKind::Capture | WorkflowKind::Resize => true,
+            WorkflowKind::Create
+            | WorkflowKind::Start
+            | WorkflowKind::Stop
+            | WorkflowKind::Restart
+            | WorkflowKind::Delete => false,
+        }
+    }
+
+    /// Whether a machine is started by it.
+    pub fn launches(self) -> bool {
+        match self {
+            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => true,
+            WorkflowKind::Stop | WorkflowKind::Delete | WorkflowKind::Capture | WorkflowKind::Resize => false,
+        }
+    }
+}
+
+text_enum!(
+    /// Why a snapshot was taken.
+    SnapshotPurpose {
+        // A user asked for it.
+        Snapshot = "snapshot",
+        // The hidden half of a clone; it goes when the clone has started.
+        Clone = "clone",
+    }
+);
+
+text_enum!(
+    SnapshotStatus {
+        Creating = "creating",
+        Ready = "ready",
+        Failed = "failed",
+        // Nobody sees it any more; its files are being removed.
+        Deleted = "deleted",
     }
 );
 
@@ -104,6 +152,79 @@ pub struct ComputerRecord {
     pub updated_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub ready_at: Option<Timestamp>,
+    /// The layer the disk lies on; `None` is a template.
+    pub layer: Option<LayerId>,
+    /// What the first start continues from; `None` once it has succeeded.
+    pub snapshot: Option<SnapshotId>,
+    /// The newest snapshot of this computer's history.
+    pub last_snapshot: Option<SnapshotId>,
+    /// Why the last start booted although there was saved memory.
+    pub memory_lost: Option<String>,
+    /// Whether it is started again after the host was.
+    pub always_on: bool,
+    /// The virtual size of the disk.
+    pub disk_gib: u32,
+}
+
+/// What a computer made from a snapshot takes over, beyond what has a column.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotAttributes {
+    pub owner_user_id: UserId,
+    pub external_workspace_id: Option<String>,
+    pub external_user_id: Option<String>,
+    pub external_project_id: Option<String>,
+    pub selected_apps: Vec<String>,
+    pub metadata: BTreeMap<String, String>,
+    pub visibility: Visibility,
+}
+
+/// A state of a computer that is kept.
+#[derive(Debug, Clone)]
+pub struct SnapshotRecord {
+    pub id: SnapshotId,
+    pub tenant_id: TenantId,
+    pub computer_id: ComputerId,
+    pub computer_name: String,
+    pub workspace_id: WorkspaceId,
+    pub project_id: ProjectId,
+    pub attributes: SnapshotAttributes,
+    pub purpose: SnapshotPurpose,
+    pub name: Option<String>,
+    pub comment: Option<String>,
+    pub status: SnapshotStatus,
+    /// What is being done, while it is being taken.
+    pub step: Option<String>,
+    /// Percent.
+    pub progress: u8,
+    pub error: Option<String>,
+    /// There is one exactly when it is ready.
+    pub layer: Option<LayerId>,
+    pub template_type: String,
+    pub template_digest: String,
+    pub size: Size,
+    pub disk_gib: u32,
+    /// `None` for a computer that was shut down.
+    pub memory_bytes: Option<u64>,
+    pub disk_bytes: u64,
+    /// How long the computer stood still, in microseconds.
+    pub pause_us: Option<u64>,
+    pub keep: bool,
+    pub expires_at: Option<Timestamp>,
+    pub retention_seconds: Option<u64>,
+    pub parent: Option<SnapshotId>,
+    pub created_at: Timestamp,
+    pub updated_at: Timestamp,
+    pub last_used_at: Option<Timestamp>,
+    /// Whether a computer is being made from it now.
+    pub restoring: bool,
+}
+
+/// What a workflow needs to know beyond its computer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum WorkflowPayload {
+    Capture { snapshot: SnapshotId, layer: LayerId },
+    Resize { size: Size },
 }
 
 /// One run of a workflow.
@@ -117,6 +238,7 @@ pub struct WorkflowRecord {
     pub step: usize,
     /// Set while it is being undone.
     pub error: Option<String>,
+    pub payload: Option<WorkflowPayload>,
 }
 
 impl ComputerRecord {
@@ -154,6 +276,49 @@ impl ComputerRecord {
             updated_at: time(row, "updated_at")?,
             started_at: optional_time(row, "started_at")?,
             ready_at: optional_time(row, "ready_at")?,
+            layer: optional(row, "layer_id")?,
+            snapshot: optional(row, "snapshot_id")?,
+            last_snapshot: optional(row, "last_snapshot_id")?,
+            memory_lost: row.try_get("memory_lost")?,
+            always_on: row.try_get::<i64, _>("always_on")? != 0,
+            disk_gib: number(row, "disk_gib")?,
+        })
+    }
+}
+
+impl SnapshotRecord {
+    pub(crate) fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: parsed(row, "id")?,
+            tenant_id: parsed(row, "tenant_id")?,
+            computer_id: parsed(row, "computer_id")?,
+            computer_name: row.try_get("computer_name")?,
+            workspace_id: parsed(row, "workspace_id")?,
+            project_id: parsed(row, "project_id")?,
+            attributes: json(row, "attributes")?,
+            purpose: parsed(row, "purpose")?,
+            name: row.try_get("name")?,
+            comment: row.try_get("comment")?,
+            status: parsed(row, "status")?,
+            step: row.try_get("step")?,
+            progress: number(row, "progress")?,
+            error: row.try_get("error")?,
+            layer: optional(row, "layer_id")?,
+            template_type: row.try_get("template_type")?,
+            template_digest: row.try_get("template_digest")?,
+            size: parsed(row, "size")?,
+            disk_gib: number(row, "disk_gib")?,
+            memory_bytes: optional_number(row, "memory_bytes")?,
+            disk_bytes: number(row, "disk_bytes")?,
+            pause_us: optional_number(row, "pause_us")?,
+            keep: row.try_get::<i64, _>("keep")? != 0,
+            expires_at: optional_time(row, "expires_at")?,
+            retention_seconds: optional_number(row, "retention_seconds")?,
+            parent: optional(row, "parent_snapshot_id")?,
+            created_at: time(row, "created_at")?,
+            updated_at: time(row, "updated_at")?,
+            last_used_at: optional_time(row, "last_used_at")?,
+            restoring: row.try_get::<i64, _>("restoring")? != 0,
         })
     }
 }
@@ -167,6 +332,10 @@ impl WorkflowRecord {
             generation: number(row, "generation")?,
             step: number(row, "step")?,
             error: row.try_get("error")?,
+            payload: match row.try_get::<Option<String>, _>("payload")? {
+                Some(_) => Some(json(row, "payload")?),
+                None => None,
+            },
         })
     }
 }
@@ -176,14 +345,29 @@ pub(crate) fn parsed<T: std::str::FromStr>(row: &SqliteRow, column: &str) -> Res
     text.parse().map_err(|_| StoreError::Corrupt { what: format!("{column} {text:?}") })
 }
 
+/// An id that may be null.
+pub(crate) fn optional<T: std::str::FromStr>(row: &SqliteRow, column: &str) -> Result<Option<T>, StoreError> {
+    let text: Option<String> = row.try_get(column)?;
+    let parse =
+        |text: String| text.parse().map_err(|_| StoreError::Corrupt { what: format!("{column} {text:?}") });
+    text.map(parse).transpose()
+}
+
 fn json<T: serde::de::DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     let text: String = row.try_get(column)?;
     serde_json::from_str(&text).map_err(|_| StoreError::Corrupt { what: format!("{column} {text:?}") })
 }
 
-fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub(crate) fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     let value: i64 = row.try_get(column)?;
     T::try_from(value).map_err(|_| StoreError::Corrupt { what: format!("{column} {value}") })
+}
+
+fn optional_number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<Option<T>, StoreError> {
+    match row.try_get::<Option<i64>, _>(column)? {
+        Some(_) => number(row, column).map(Some),
+        None => Ok(None),
+    }
 }
 
 fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, StoreError> {
@@ -191,7 +375,7 @@ fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, StoreError> {
     Timestamp::from_micros(micros).ok_or_else(|| StoreError::Corrupt { what: format!("{column} {micros}") })
 }
 
-fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+pub(crate) fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     let micros: Option<i64> = row.try_get(column)?;
     micros
         .map(|micros| {

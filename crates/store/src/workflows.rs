@@ -3,14 +3,14 @@
 use roost_api::{ComputerId, Timestamp, WorkflowId};
 use sqlx::{Sqlite, Transaction};
 
-use crate::computers::{load, signed};
-use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
+use crate::computers::{json, load, signed};
+use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowPayload, WorkflowRecord};
 use crate::{Store, StoreError};
 
 /// How [`Store::begin_workflow`] went.
 #[derive(Debug)]
-pub enum Begin<E> {
-    Begun(WorkflowRecord),
+pub enum Begin<E, T = WorkflowRecord> {
+    Begun(T),
     /// There is no such computer.
     Missing,
     /// The guard said no.
@@ -22,6 +22,8 @@ pub enum Begin<E> {
 pub enum Finish {
     Done,
     Failed(String),
+    /// A stop that came to nothing: the machine runs on, and that is what is wanted again.
+    StillRunning,
 }
 
 impl Store {
@@ -31,6 +33,7 @@ impl Store {
         &self,
         computer: ComputerId,
         kind: WorkflowKind,
+        payload: Option<WorkflowPayload>,
         guard: impl FnOnce(&ComputerRecord) -> Result<(), E>,
     ) -> Result<Begin<E>, StoreError> {
         let mut tx = self.write().await?;
@@ -41,29 +44,32 @@ impl Store {
             return Ok(Begin::Refused(refusal));
         }
         let desired = match kind {
-            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => Desired::Running,
-            WorkflowKind::Stop => Desired::Stopped,
-            WorkflowKind::Delete => Desired::Deleted,
+            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => Some(Desired::Running),
+            WorkflowKind::Stop => Some(Desired::Stopped),
+            WorkflowKind::Delete => Some(Desired::Deleted),
+            WorkflowKind::Capture | WorkflowKind::Resize => None,
         };
-        // A new generation belongs to a new machine process; stopping speaks to the one there is.
-        let (generation, observed) = match kind {
-            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => {
-                (record.generation + 1, Observed::Absent)
-            }
-            WorkflowKind::Stop | WorkflowKind::Delete => (record.generation, record.observed),
+        // A new generation belongs to a new machine process; everything else speaks to the one there is.
+        let (generation, observed, memory_lost) = if kind.launches() {
+            (record.generation + 1, Observed::Absent, None)
+        } else {
+            (record.generation, record.observed, record.memory_lost)
         };
-        sqlx::query(
-            "UPDATE computers SET desired = $1, generation = $2, observed = $3, failure = NULL,
-                 failure_console = '[]', updated_at = $4 WHERE id = $5",
-        )
-        .bind(desired.as_str())
-        .bind(signed(generation)?)
-        .bind(observed.as_str())
-        .bind(Timestamp::now().as_micros())
-        .bind(computer.to_string())
-        .execute(&mut *tx)
-        .await?;
-        let workflow = insert_workflow(&mut tx, computer, kind, generation).await?;
+        if let Some(desired) = desired {
+            sqlx::query(
+                "UPDATE computers SET desired = $1, generation = $2, observed = $3, failure = NULL,
+                     failure_console = '[]', updated_at = $4, memory_lost = $6 WHERE id = $5",
+            )
+            .bind(desired.as_str())
+            .bind(signed(generation)?)
+            .bind(observed.as_str())
+            .bind(Timestamp::now().as_micros())
+            .bind(computer.to_string())
+            .bind(memory_lost)
+            .execute(&mut *tx)
+            .await?;
+        }
+        let workflow = insert_workflow(&mut tx, computer, kind, generation, payload).await?;
         tx.commit().await?;
         Ok(Begin::Begun(workflow))
     }
@@ -123,8 +129,8 @@ impl Store {
         match (finish, workflow.kind) {
             (Finish::Done, WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart) => {
                 sqlx::query(
-                    "UPDATE computers SET provisioned = 1, failure = NULL, failure_console = '[]',
-                         started_at = $1, ready_at = $1, updated_at = $1 WHERE id = $2",
+                    "UPDATE computers SET provisioned = 1, snapshot_id = NULL, failure = NULL,
+                         failure_console = '[]', started_at = $1, ready_at = $1, updated_at = $1 WHERE id = $2",
                 )
                 .bind(now)
                 .bind(computer)
@@ -142,6 +148,15 @@ impl Store {
             (Finish::Done, WorkflowKind::Delete) => {
                 sqlx::query("DELETE FROM workflows WHERE id = $1")
                     .bind(workflow.id.to_string())
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            // They change nothing that the computer's status tells; the snapshot has its own.
+            (_, WorkflowKind::Capture | WorkflowKind::Resize) => {}
+            (Finish::StillRunning, _) => {
+                sqlx::query("UPDATE computers SET desired = 'running', updated_at = $1 WHERE id = $2")
+                    .bind(now)
+                    .bind(computer)
                     .execute(&mut *tx)
                     .await?;
             }
@@ -166,17 +181,20 @@ pub(crate) async fn insert_workflow(
     computer: ComputerId,
     kind: WorkflowKind,
     generation: u64,
+    payload: Option<WorkflowPayload>,
 ) -> Result<WorkflowRecord, StoreError> {
-    let workflow = WorkflowRecord { id: WorkflowId::new(), computer, kind, generation, step: 0, error: None };
+    let id = WorkflowId::new();
+    let workflow = WorkflowRecord { id, computer, kind, generation, step: 0, error: None, payload };
     sqlx::query(
-        "INSERT INTO workflows (id, computer_id, kind, generation, step, created_at)
-         VALUES ($1, $2, $3, $4, 0, $5)",
+        "INSERT INTO workflows (id, computer_id, kind, generation, step, created_at, payload)
+         VALUES ($1, $2, $3, $4, 0, $5, $6)",
     )
     .bind(workflow.id.to_string())
     .bind(computer.to_string())
     .bind(kind.as_str())
     .bind(signed(generation)?)
     .bind(Timestamp::now().as_micros())
+    .bind(payload.as_ref().map(json).transpose()?)
     .execute(&mut **tx)
     .await?;
     Ok(workflow)
