@@ -9,6 +9,7 @@ mod image;
 mod machine;
 mod output;
 mod serve;
+mod templates;
 
 use std::process::ExitCode;
 
