@@ -9,8 +9,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
+use roost_api::Size;
 use roost_control::{
-    Config, Control, NoHook, PublicUrls, StreamKey, TemplateError, TemplateFiles, Templates,
+    Config, Control, NoHook, PublicUrls, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_image::{DESKTOP, Digest, Template};
 use roost_launch::{Local, LocalConfig};
@@ -57,6 +58,16 @@ impl Templates for Built {
         let Some(digest) = Digest::parse(digest) else { return Ok(None) };
         let found = self.0.get(name, &digest).map_err(|error| TemplateError(error.into()))?;
         Ok(found.map(files))
+    }
+
+    /// None are kept yet.
+    fn warm(&self, _name: &str, _digest: &str, _size: Size) -> Result<Option<WarmFiles>, TemplateError> {
+        Ok(None)
+    }
+
+    fn warm_target(&self, name: &str, _digest: &str, size: Size) -> Result<Utf8PathBuf, TemplateError> {
+        let reason = format!("there is no place for {name} {} with memory yet", size.as_str());
+        Err(TemplateError(reason.into()))
     }
 }
 
