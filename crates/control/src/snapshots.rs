@@ -171,7 +171,7 @@ impl Control {
 
     /// Gives a stopped computer another size. Its saved memory is dropped, so its next start boots.
     pub async fn resize(&self, id: ComputerId, request: ResizeComputer) -> Result<ComputerRecord, Failure> {
-        let size = wanted_size(&request);
+        let size = wanted_size(&request)?;
         loop {
             let guard = |record: &ComputerRecord| {
                 if record.intended.is_some_and(WorkflowKind::is_brief) {
@@ -180,14 +180,6 @@ impl Control {
                 let now = status(record);
                 let stopped = record.intended.is_none() && now == Status::Stopped;
                 if stopped { Ok(()) } else { Err(Refusal::Status(now)) }
-            };
-            // The state comes before the body.
-            let size = match &size {
-                Ok(size) => *size,
-                Err(error) => match guard(&self.record(id).await?) {
-                    Err(Refusal::Status(now)) => return Err(must_be_stopped(now)),
-                    Err(Refusal::Moment) | Ok(()) => return Err(error.clone().into()),
-                },
             };
             let payload = Some(WorkflowPayload::Resize { size });
             let begun = self.inner.store.begin_workflow(id, WorkflowKind::Resize, payload, guard);
@@ -222,6 +214,24 @@ impl Control {
         Ok(self.inner.store.snapshots(Some(record.tenant_id), &filter).await?)
     }
 
+    /// 409 for a computer that is not stopped; called before the body of a request is looked at.
+    pub fn require_stopped(&self, record: &ComputerRecord) -> Result<(), Failure> {
+        match status(record) {
+            Status::Stopped => Ok(()),
+            now => Err(must_be_stopped(now)),
+        }
+    }
+
+    /// 409 for a snapshot that nothing can be made from; called before the body of a request is looked at.
+    pub fn require_ready(&self, snapshot: &SnapshotRecord) -> Result<(), Failure> {
+        match snapshot.status {
+            SnapshotStatus::Ready => Ok(()),
+            other @ (SnapshotStatus::Creating | SnapshotStatus::Failed | SnapshotStatus::Deleted) => {
+                Err(not_ready(other))
+            }
+        }
+    }
+
     /// Makes a new computer that continues from a snapshot.
     pub async fn restore(
         &self,
@@ -230,12 +240,7 @@ impl Control {
         request: ForkSnapshot,
     ) -> Result<Restored, Failure> {
         let name = given_name(request.name.as_deref())?;
-        match snapshot.status {
-            SnapshotStatus::Ready => {}
-            SnapshotStatus::Creating | SnapshotStatus::Failed | SnapshotStatus::Deleted => {
-                return Err(not_ready(snapshot.status));
-            }
-        }
+        self.require_ready(snapshot)?;
         self.admit(Start::Snapshot { memory_bytes: snapshot.memory_bytes }).await?;
         let name = name.unwrap_or_else(|| format!("{}-restored", snapshot.computer_name));
         let build = |snapshot: &SnapshotRecord| {
@@ -345,6 +350,12 @@ impl Control {
             return Err(ApiError::new(ErrorCode::SnapshotInUse, message).with_details(details).into());
         }
         Ok(outcome)
+    }
+
+    /// The tenant's snapshots as their computers' routes show them, newest first.
+    pub async fn snapshots(&self, caller: &Caller, query: &ListSnapshots) -> Result<Vec<Snapshot>, Failure> {
+        let found = self.inner.store.snapshots(Some(caller.tenant), &filter(query, false)?).await?;
+        Ok(found.iter().map(|record| self.snapshot_view(record)).collect())
     }
 
     /// The tenant's snapshots, newest first.
@@ -470,7 +481,7 @@ impl Control {
     }
 
     /// How the taking of a snapshot goes: what is so now, then every change, up to and including the end.
-    pub fn snapshot_events(&self, id: SnapshotId) -> impl Stream<Item = SnapshotEvent> + Send + 'static {
+    pub fn snapshot_events(&self, id: SnapshotId) -> impl Stream<Item = SnapshotEvent> + Send + use<> {
         let changes = self.inner.snapshot_hub.subscribe(id);
         let state = Some((self.clone(), changes, None));
         futures_util::stream::unfold(state, move |state| async move {

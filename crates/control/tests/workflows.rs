@@ -302,7 +302,8 @@ async fn a_life_without_faults_and_with_every_step_run_twice() {
         assert_eq!((resized.size, resized.disk_gib, status(&resized)), (Size::Medium, 10, Status::Stopped));
         assert!(!world.launcher.has_memory(id));
         control.start_computer(id).await.unwrap();
-        let failure = control.resize(id, ResizeComputer::default()).await.unwrap_err();
+        let request = ResizeComputer { size: Some("large".to_owned()), ..ResizeComputer::default() };
+        let failure = control.resize(id, request).await.unwrap_err();
         assert_eq!(failure.public.code, ErrorCode::ResourceState);
 
         control.delete(id).await.unwrap();

@@ -6,8 +6,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use roost_api::{ApiError, ComputerId, ErrorCode};
-use roost_control::{Caller, ComputerRecord};
+use roost_api::{ApiError, ComputerId, ErrorCode, TicketQuery};
+use roost_control::{Caller, ComputerRecord, SnapshotRecord};
 use serde::de::DeserializeOwned;
 
 use crate::App;
@@ -44,12 +44,100 @@ impl FromRequestParts<App> for Target {
     }
 }
 
+/// A snapshot the caller may use, named by `{sid}` in the path.
+#[derive(Debug)]
+pub(crate) struct Kept(pub SnapshotRecord);
+
+impl FromRequestParts<App> for Kept {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let snapshot = path_snapshot(parts, app, &caller).await?;
+        Ok(Self(snapshot))
+    }
+}
+
+/// The same, and the computer `{id}` it was taken of.
+#[derive(Debug)]
+pub(crate) struct KeptOf(pub SnapshotRecord);
+
+impl FromRequestParts<App> for KeptOf {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let snapshot = snapshot_of_computer(parts, app, &caller).await?;
+        Ok(Self(snapshot))
+    }
+}
+
+/// The same for an event stream: the credential may be a ticket in the query.
+#[derive(Debug)]
+pub(crate) struct Watched(pub SnapshotRecord);
+
+impl FromRequestParts<App> for Watched {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Query(query) = Query::<TicketQuery>::from_request_parts(parts, app).await?;
+        let caller = match (bearer(&parts.headers), query.ticket) {
+            (None, Some(ticket)) => app.control.redeem(&ticket)?,
+            (credential, _) => app.control.authenticate(credential).await?,
+        };
+        Ok(Self(snapshot_of_computer(parts, app, &caller).await?))
+    }
+}
+
+/// A snapshot of the caller's that has the name `{name}` in the path.
+#[derive(Debug)]
+pub(crate) struct Named(pub SnapshotRecord);
+
+impl FromRequestParts<App> for Named {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let name = path_value(parts, app, "name").await.ok_or_else(snapshot_not_found)?;
+        let snapshot = app.control.named_snapshot(&caller, &name).await?;
+        Ok(Self(snapshot))
+    }
+}
+
+async fn snapshot_of_computer(
+    parts: &mut Parts,
+    app: &App,
+    caller: &Caller,
+) -> Result<SnapshotRecord, Refusal> {
+    let computer = app.control.get(caller, path_id(parts, app).await?).await?;
+    let snapshot = path_snapshot(parts, app, caller).await?;
+    if snapshot.computer_id != computer.id {
+        return Err(snapshot_not_found().into());
+    }
+    Ok(snapshot)
+}
+
+/// An id of a snapshot is any text to its callers, so one that cannot be is not found.
+async fn path_snapshot(parts: &mut Parts, app: &App, caller: &Caller) -> Result<SnapshotRecord, Refusal> {
+    let text = path_value(parts, app, "sid").await.ok_or_else(snapshot_not_found)?;
+    let id = text.parse().map_err(|_| snapshot_not_found())?;
+    Ok(app.control.snapshot(caller, id).await?)
+}
+
+fn snapshot_not_found() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "snapshot not found")
+}
+
 pub(crate) async fn path_id(parts: &mut Parts, app: &App) -> Result<ComputerId, Refusal> {
     let invalid = || ApiError::new(ErrorCode::InvalidId, "invalid computer id");
+    let text = path_value(parts, app, "id").await.ok_or_else(invalid)?;
+    Ok(text.parse().map_err(|_| invalid())?)
+}
+
+async fn path_value(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
     let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app).await;
-    let Path(values) = path.map_err(|_| invalid())?;
-    let id = values.get("id").ok_or_else(invalid)?.parse().map_err(|_| invalid())?;
-    Ok(id)
+    let Path(mut values) = path.ok()?;
+    values.remove(name)
 }
 
 /// The `Authorization: Bearer` credential.

@@ -38,7 +38,8 @@ pub struct App {
     modifiers(&BearerAuth),
     security(("bearer" = [])),
     tags(
-        (name = "computers", description = "Create, list, read, change, start, stop, restart and delete computers"),
+        (name = "computers", description = "Create, clone, list, read, change, resize, start, stop, restart and delete computers"),
+        (name = "snapshots", description = "Keep states of computers, and make computers from them"),
         (name = "exec", description = "Run commands"),
         (name = "desktop", description = "See and drive the desktop"),
         (name = "connection", description = "Addresses and credentials of the live desktop"),
@@ -65,9 +66,11 @@ impl utoipa::Modify for BearerAuth {
 fn api() -> OpenApiRouter<App> {
     let api = OpenApiRouter::new()
         .merge(routes::computers::router())
+        .merge(routes::snapshots::router())
         .merge(routes::exec::router())
         .merge(routes::desktop::router())
         .merge(routes::connection::router())
+        .merge(routes::tickets::router())
         .merge(routes::server::router());
     OpenApiRouter::with_openapi(ApiDoc::openapi()).nest("/api/v1", api)
 }

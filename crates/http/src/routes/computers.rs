@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use roost_api::{
-    ApiError, Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted,
-    ErrorBody, ListComputers, Readiness, UpdateComputer,
+    ApiError, CloneComputer, Computer, ComputerList, ComputerWithData, ConsoleLines, ConsoleQuery,
+    CreateComputer, CreateQuery, Deleted, ErrorBody, ListComputers, Readiness, ResizeComputer,
+    UpdateComputer,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -23,6 +24,8 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(start))
         .routes(routes!(stop))
         .routes(routes!(restart))
+        .routes(routes!(clone))
+        .routes(routes!(resize, patch_size))
         .routes(routes!(readiness))
         .routes(routes!(logs))
 }
@@ -119,7 +122,7 @@ async fn start(State(app): State<App>, Target(record): Target) -> Result<Json<Co
     Ok(Json(app.control.computer_view(&record)))
 }
 
-/// Stop a running computer; answers when it is off. The disk is kept
+/// Stop a running computer; answers when it is off. Disk and memory are kept: a start continues there
 #[utoipa::path(post, path = "/computers/{id}/stop", tag = "computers", params(("id" = String, Path)),
     responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
 async fn stop(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
@@ -133,6 +136,49 @@ async fn stop(State(app): State<App>, Target(record): Target) -> Result<Json<Com
 async fn restart(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
     let record = app.control.restart(record.id).await?;
     Ok(Json(app.control.computer_view(&record)))
+}
+
+/// Clone a running computer with its memory; it goes on at once
+#[utoipa::path(post, path = "/computers/{id}/clone", tag = "computers", params(("id" = String, Path)),
+    request_body = Option<CloneComputer>,
+    responses((status = 201, body = ComputerWithData), (status = "default", body = ErrorBody)))]
+async fn clone(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<(StatusCode, Json<ComputerWithData>), Refusal> {
+    app.control.require_running(&record)?;
+    let clone = app.control.clone_computer(&caller, record.id, body.parse()?).await?;
+    let computer = app.control.computer_view(&clone.record);
+    Ok((StatusCode::CREATED, Json(ComputerWithData { data: computer.clone(), computer })))
+}
+
+/// Give a stopped computer another size; its next start boots, with every file
+#[utoipa::path(post, path = "/computers/{id}/resize", tag = "computers", params(("id" = String, Path)),
+    request_body = ResizeComputer,
+    responses((status = 200, body = ComputerWithData), (status = "default", body = ErrorBody)))]
+async fn resize(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<ComputerWithData>, Refusal> {
+    app.control.require_stopped(&record)?;
+    let record = app.control.resize(record.id, body.parse()?).await?;
+    let computer = app.control.computer_view(&record);
+    Ok(Json(ComputerWithData { data: computer.clone(), computer }))
+}
+
+/// Give a stopped computer another size (the same as POST)
+#[utoipa::path(patch, path = "/computers/{id}/resize", tag = "computers", params(("id" = String, Path)),
+    request_body = ResizeComputer,
+    responses((status = 200, body = ComputerWithData), (status = "default", body = ErrorBody)))]
+async fn patch_size(
+    state: State<App>,
+    target: Target,
+    body: RawBody,
+) -> Result<Json<ComputerWithData>, Refusal> {
+    resize(state, target, body).await
 }
 
 /// Whether a computer can be used now

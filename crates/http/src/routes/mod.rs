@@ -5,3 +5,5 @@ pub(crate) mod connection;
 pub(crate) mod desktop;
 pub(crate) mod exec;
 pub(crate) mod server;
+pub(crate) mod snapshots;
+pub(crate) mod tickets;
