@@ -314,8 +314,10 @@ impl Client {
         Ok(restored)
     }
 
+    /// Runs a command that may take a while on a busy host under emulation.
     pub async fn exec(&self, id: &str, command: &str) -> Result<Value> {
-        let answer = self.post(&format!("/computers/{id}/exec"), json!({ "command": command })).await?;
+        let body = json!({ "command": command, "timeout": 150 });
+        let answer = self.post(&format!("/computers/{id}/exec"), body).await?;
         ensure!(answer.status == 200, "exec {command:?}: {} {}", answer.status, answer.json()?);
         answer.json()
     }

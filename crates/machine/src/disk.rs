@@ -14,10 +14,10 @@ use roost_machine_proto::{DISK_FILE, DiskSpec};
 use crate::directory::{Directory, remove_if_there, sync_parent};
 use crate::tool;
 
-/// The disk that will lie on the layer that the disk is becoming.
-pub const NEXT: &str = "disk.next.qcow2";
-/// What was the disk before the switch.
-const BEFORE: &str = "disk.before.qcow2";
+/// What will be named `disk.qcow2` in the next moment.
+const NEW: &str = "disk.new.qcow2";
+/// How QEMU's own names of disks begin.
+const NAMES: &str = "disk-";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -38,40 +38,58 @@ pub enum DiskError {
     Io(#[from] std::io::Error),
 }
 
-/// Makes the disk ready for a start. Safe to repeat after an interruption at any point: a new disk appears under
-/// its name only when it is complete, and an existing one is never replaced.
+/// Makes the disk ready for a start, with the name of number 0 for QEMU. Safe to repeat after an interruption at
+/// any point: a new disk appears under its name only when it is complete, and an existing one is never replaced.
 pub async fn prepare(directory: &Directory, spec: &DiskSpec) -> Result<(), DiskError> {
-    // Of a capture that was interrupted: either name is the disk's or the next disk's and nobody else's.
-    remove_if_there(NEXT)?;
-    remove_if_there(BEFORE)?;
+    remove_names()?;
     match spec {
         DiskSpec::Existing => match std::fs::metadata(DISK_FILE) {
-            Ok(meta) if meta.nlink() == 1 => Ok(()),
-            Ok(_) => Err(DiskError::IsLayer),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(DiskError::Missing),
-            Err(error) => Err(error.into()),
+            Ok(meta) if meta.nlink() == 1 => {}
+            Ok(_) => return Err(DiskError::IsLayer),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(DiskError::Missing),
+            Err(error) => return Err(error.into()),
         },
         DiskSpec::New { base, size_gib, .. } => {
-            make_overlay(directory, base, Some(*size_gib)).await?;
-            std::fs::rename(NEXT, DISK_FILE)?;
-            Ok(sync_parent(Path::new(DISK_FILE))?)
+            make_overlay(directory, base, Some(*size_gib), NEW).await?;
+            std::fs::rename(NEW, DISK_FILE)?;
+            sync_parent(Path::new(DISK_FILE))?;
         }
     }
+    Ok(std::fs::hard_link(DISK_FILE, name(0))?)
 }
 
-/// A complete new disk named [`NEXT`] that lies on `base`, with its size or the one given.
+/// Another name of a disk, for QEMU: the disk of its start is number 0, each capture makes the next. QEMU opens a
+/// disk anew, by its name, when it makes it read-only; this name means the same file as long as QEMU lives.
+pub fn name(number: u32) -> String {
+    format!("{NAMES}{number}.qcow2")
+}
+
+/// Names that a QEMU of an earlier process had, or a capture that was interrupted.
+fn remove_names() -> std::io::Result<()> {
+    remove_if_there(NEW)?;
+    for entry in std::fs::read_dir(".")? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(NAMES)) {
+            remove_if_there(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// A complete new disk named `name` that lies on `base`, with its size or the one given.
 pub async fn make_overlay(
     directory: &Directory,
     base: &Utf8Path,
     size_gib: Option<u32>,
+    name: &str,
 ) -> Result<(), DiskError> {
     File::open(base).map_err(|source| DiskError::Base { base: base.to_owned(), source })?;
-    remove_if_there(NEXT)?;
+    remove_if_there(name)?;
     let size = size_gib.map(|size| format!("{size}G"));
-    let mut overlay = vec!["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.as_str(), NEXT];
+    let mut overlay = vec!["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base.as_str(), name];
     overlay.extend(size.as_deref());
     tool::qemu_img(directory, &overlay).await?;
-    Ok(File::open(NEXT)?.sync_all()?)
+    Ok(File::open(name)?.sync_all()?)
 }
 
 /// Whether the disk has left the name `layer`, under which it is kept, for a new one on top.
@@ -80,22 +98,16 @@ pub fn has_switched(layer: &Utf8Path) -> Result<bool, DiskError> {
     Ok(disk.ino() != layer.ino() || disk.dev() != layer.dev())
 }
 
-/// Makes [`NEXT`] the disk, in one step; what was the disk has its layer's name, and [`BEFORE`] to go back to.
-/// The guest must stand still.
-pub fn switch() -> std::io::Result<()> {
-    remove_if_there(BEFORE)?;
-    std::fs::hard_link(DISK_FILE, BEFORE)?;
-    std::fs::rename(NEXT, DISK_FILE)
-}
-
-/// Takes [`switch`] back.
-pub fn switch_back() -> std::io::Result<()> {
-    std::fs::rename(BEFORE, DISK_FILE)
+/// Makes the file `name` the disk, in one step; what was the disk has its layer's name. The guest must stand
+/// still.
+pub fn switch(name: &str) -> std::io::Result<()> {
+    remove_if_there(NEW)?;
+    std::fs::hard_link(name, NEW)?;
+    std::fs::rename(NEW, DISK_FILE)
 }
 
 /// Makes [`switch`] last.
 pub fn settle(layer: &Utf8Path) -> std::io::Result<()> {
-    remove_if_there(BEFORE)?;
     File::open(layer)?.sync_all()?;
     sync_parent(Path::new(DISK_FILE))
 }

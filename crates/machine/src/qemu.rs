@@ -9,11 +9,12 @@ use std::sync::Arc;
 use camino::Utf8PathBuf;
 use roost_api::MemoryMib;
 use roost_guest_proto::PORT_NAME;
-use roost_machine_proto::{Accelerator, DISK_FILE, MachineSpec};
+use roost_machine_proto::{Accelerator, MachineSpec};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use crate::directory::{Directory, remove_if_there};
+use crate::disk;
 use crate::lines::Tail;
 use crate::memory::MAIN_BLOCK;
 use crate::network::{EnterError, Namespace, Rule};
@@ -27,8 +28,6 @@ pub const CHANNEL: &str = "channel.sock";
 /// The id of that port in QMP events.
 pub const PORT_ID: &str = "agent";
 
-/// The block device that is the guest's disk; a capture gives it a successor.
-pub const DISK_NODE: &str = "disk";
 /// What the memory of a computer that boots is a mapping of.
 pub const BLANK: &str = "memory.blank";
 
@@ -167,7 +166,7 @@ fn hardware_options(accelerator: Accelerator, vcpus: u32, memory: MemoryMib) -> 
         ("-cpu", text(cpu)),
         ("-smp", vcpus.to_string()),
         ("-m", format!("{}M", memory.0)),
-        ("-device", text("virtio-blk-pci,drive=disk")),
+        ("-device", format!("virtio-blk-pci,drive={}", disk_node(0))),
         ("-device", text("virtio-serial-pci,max_ports=2")),
         ("-device", format!("virtserialport,id={PORT_ID},chardev=channel,name={PORT_NAME}")),
         ("-device", text("virtio-rng-pci")),
@@ -175,18 +174,23 @@ fn hardware_options(accelerator: Accelerator, vcpus: u32, memory: MemoryMib) -> 
     ]
 }
 
-/// What a blockdev needs besides its name and file. What the guest has flushed survives a crash of the host:
+/// QEMU's name for the block device that is a disk; a capture gives it a successor.
+pub fn disk_node(number: u32) -> String {
+    format!("disk-{number}")
+}
+
+/// What a blockdev is, as the disk with this number. What the guest has flushed survives a crash of the host:
 /// its flushes reach the host's disk (no-flush=off), while other writes may wait in the page cache.
-pub fn disk_options(node: &str, file: &str) -> serde_json::Value {
+pub fn disk_options(number: u32) -> serde_json::Value {
     serde_json::json!({
         "driver": "qcow2",
-        "node-name": node,
+        "node-name": disk_node(number),
         "discard": "unmap",
         "detect-zeroes": "unmap",
         "cache": { "direct": false, "no-flush": false },
         "file": {
             "driver": "file",
-            "filename": file,
+            "filename": disk::name(number),
             "aio": "threads",
             "discard": "unmap",
             "cache": { "direct": false, "no-flush": false },
@@ -224,7 +228,7 @@ fn arguments(spec: &MachineSpec, start: &Start, qmp: RawFd, console: RawFd) -> V
     option("-initrd", spec.boot.initrd.as_str());
     option("-append", KERNEL_ARGUMENTS);
 
-    option("-blockdev", &disk_options(DISK_NODE, DISK_FILE).to_string());
+    option("-blockdev", &disk_options(0).to_string());
     option("-chardev", &format!("socket,id=qmp,fd={qmp}"));
     option("-mon", "chardev=qmp,mode=control");
     option("-chardev", &format!("socket,id=console,fd={console}"));

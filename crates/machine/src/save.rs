@@ -19,11 +19,11 @@ use roost_guest_proto::v1::{FreezeRequest, ThawRequest};
 use roost_machine_proto::{CAPTURED_FILE, Captured, MEMORY_DIRECTORY};
 use serde_json::json;
 
-use crate::directory::{Directory, sync_parent, write_durably};
+use crate::directory::{Directory, remove_if_there, sync_parent, write_durably};
 use crate::disk::{self, DiskError};
 use crate::link::Guest;
 use crate::memory::{self, About, Form, GuestMemory, MemoryError, PAGE, Unfinished};
-use crate::qemu::disk_options;
+use crate::qemu::{disk_node, disk_options};
 use crate::qmp::{Qmp, QmpError};
 
 /// The guest may have much to write; under emulation, to a slow disk.
@@ -71,9 +71,9 @@ pub struct Saving {
     pub qemu: u32,
     pub guest: Option<Guest>,
     pub about: About,
-    /// The node that is the guest's disk now, and what the next one is called.
-    pub disk_node: String,
-    pub next_disk_node: String,
+    /// The numbers of the disk now and of the next one.
+    pub disk: u32,
+    pub next_disk: u32,
 }
 
 /// Saves and leaves the guest standing still: QEMU is to be ended then. Answers the bytes of the memory.
@@ -120,9 +120,10 @@ pub async fn capture(
     make_empty(memory)?;
     let mut overlay_is_open = false;
     let attempt = async {
-        disk::make_overlay(directory, layer, None).await?;
+        let next = disk::name(saving.next_disk);
+        disk::make_overlay(directory, layer, None, &next).await?;
         // Opened before the pause, and without what it lies on, which QEMU has open already.
-        let mut options = disk_options(&saving.next_disk_node, disk::NEXT);
+        let mut options = disk_options(saving.next_disk);
         options["backing"] = serde_json::Value::Null;
         saving.qmp.execute("blockdev-add", options).await?;
         overlay_is_open = true;
@@ -130,10 +131,10 @@ pub async fn capture(
         freeze(saving).await;
         let paused = Instant::now();
         let unfinished = pause_and_copy(saving, memory, Form::Difference).await?;
-        disk::switch().map_err(DiskError::from)?;
-        let swap = json!({ "node": saving.disk_node, "overlay": saving.next_disk_node });
+        disk::switch(&next).map_err(DiskError::from)?;
+        let swap = json!({ "node": disk_node(saving.disk), "overlay": disk_node(saving.next_disk) });
         if let Err(error) = saving.qmp.execute("blockdev-snapshot", swap).await {
-            disk::switch_back().map_err(DiskError::from)?;
+            disk::switch(&disk::name(saving.disk)).map_err(DiskError::from)?;
             return Err(error.into());
         }
         Ok((unfinished, paused))
@@ -143,7 +144,7 @@ pub async fn capture(
         Err(error) => {
             go_on(saving).await;
             if overlay_is_open {
-                let node = json!({ "node-name": saving.next_disk_node });
+                let node = json!({ "node-name": disk_node(saving.next_disk) });
                 if let Err(error) = saving.qmp.execute("blockdev-del", node).await {
                     tracing::warn!("the disk of a capture that failed stays open: {error}");
                 }
@@ -193,8 +194,10 @@ pub async fn capture_stopped(
         memory_bytes = Some(bytes);
     }
     if !disk::has_switched(layer)? {
-        disk::make_overlay(directory, layer, None).await?;
-        disk::switch().map_err(DiskError::from)?;
+        let next = disk::name(0);
+        disk::make_overlay(directory, layer, None, &next).await?;
+        disk::switch(&next).map_err(DiskError::from)?;
+        remove_if_there(&next).map_err(DiskError::from)?;
     }
     disk::settle(layer).map_err(DiskError::from)?;
     let captured = Captured { disk_bytes: allocated(layer)?, memory_bytes, pause: None };

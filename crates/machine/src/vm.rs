@@ -24,7 +24,7 @@ use crate::lines::Tail;
 use crate::link::{self, Guest, LinkEvent, Port};
 use crate::memory::{About, Base, SavedMemory};
 use crate::network::{self, Network, Uplink};
-use crate::qemu::{self, CHANNEL, DISK_NODE, PORT_ID, Qemu, Start};
+use crate::qemu::{self, CHANNEL, PORT_ID, Qemu, Start};
 use crate::qmp::{self, Qmp, QmpEvent, QmpReader};
 use crate::resume;
 use crate::save::{self, Purpose, SaveError, Saving};
@@ -86,8 +86,8 @@ struct Vm<'a> {
     saving: Vec<SaveRequest>,
     /// The save in progress, or the loading.
     work: Option<Work<'a>>,
-    /// Nodes for the disk so far: a capture gives it a new one.
-    disk_nodes: u32,
+    /// The number of the newest disk: a capture makes the next.
+    newest_disk: u32,
     /// The connection that was reported last and has not been reported lost.
     guest: Option<Guest>,
     /// At most one call to the agent, or the preparation of the disk.
@@ -99,8 +99,8 @@ struct Vm<'a> {
 struct Started {
     qmp: Qmp,
     pid: u32,
-    /// QEMU's name for what is the guest's disk now.
-    disk_node: String,
+    /// The number of what is the guest's disk now.
+    disk: u32,
     kill: Option<oneshot::Sender<()>>,
     _uplink: Uplink,
     _link: Task<()>,
@@ -130,7 +130,7 @@ pub async fn run(
         asked: None,
         saving: Vec::new(),
         work: None,
-        disk_nodes: 0,
+        newest_disk: 0,
         guest: None,
         call: None,
         deadline: None,
@@ -321,17 +321,17 @@ impl Vm<'_> {
 
     fn save(&mut self) {
         let (Some(request), Some(machine)) = (self.asked.take(), &self.machine) else { return };
-        // The number is spent whether the capture succeeds or not: QEMU may still know the node.
-        self.disk_nodes += 1;
-        let next_disk_node = format!("{DISK_NODE}-{}", self.disk_nodes);
+        // The number is spent whether the capture succeeds or not: QEMU may still have the disk open.
+        self.newest_disk += 1;
+        let next_disk = self.newest_disk;
         let (qmp, hardware, base) = (machine.qmp.clone(), hardware(self.spec), self.base.clone());
-        let (qemu, guest, disk_node) = (machine.pid, self.guest.clone(), machine.disk_node.clone());
+        let (qemu, guest, disk) = (machine.pid, self.guest.clone(), machine.disk);
         let (purpose, directory) = (request.purpose.clone(), self.directory);
         self.saving = vec![request];
         self.work = Some(Box::pin(async move {
             let work = async {
                 let about = About { hardware, qemu: qmp.version().await?, base };
-                let saving = Saving { qmp, qemu, guest, about, disk_node, next_disk_node };
+                let saving = Saving { qmp, qemu, guest, about, disk, next_disk };
                 match purpose {
                     Purpose::Suspend(form) => {
                         let memory = save::suspend(&saving, form).await?;
@@ -356,7 +356,7 @@ impl Vm<'_> {
                     Err(error) => matches!(error, SaveError::AfterSwitch(_)),
                 };
                 if switched && let Some(machine) = &mut self.machine {
-                    machine.disk_node = format!("{DISK_NODE}-{}", self.disk_nodes);
+                    machine.disk = self.newest_disk;
                 }
                 let event = if result.is_ok() { Event::Saved } else { Event::SaveFailed };
                 let result = result.map_err(|error| error.to_string());
@@ -437,7 +437,7 @@ impl Vm<'_> {
         self.machine = Some(Started {
             qmp,
             pid,
-            disk_node: DISK_NODE.to_owned(),
+            disk: 0,
             kill: Some(kill),
             _uplink: uplink,
             _link: Task::spawn(link::keep(CHANNEL.to_owned(), port_changes, self.links.clone())),

@@ -160,6 +160,9 @@ async fn a_computer_runs_stops_and_runs_again_with_its_files() {
     assert_eq!(machine.outcome().result, MachineResult::Stopped);
 }
 
+/// What is on the disk, from the template's and from the computer's own.
+const SUMS: &str = "head -c 1000000 /dev/zero | tr '\\0' x > ~/own; sync; sha256sum ~/own /usr/lib/x86_64-linux-gnu/libc.so.6 /bin/* \
+                    2>/dev/null | sha256sum";
 /// A counter that runs on, an unflushed file, and what tells one computer from another.
 const COUNTER: &str =
     "nohup sh -c 'n=0; while :; do n=$((n+1)); echo $n > /dev/shm/n; sleep 0.05; done' >/dev/null 2>&1 &";
@@ -235,12 +238,23 @@ async fn a_template_is_forked_suspended_continued_captured_and_cloned() {
         assert!(!fork.path("memory").exists(), "used memory stays");
     }
 
+    let mut guest = fork.guest().await;
+    let sums = exec_ok(&mut guest, SUMS).await;
+
     // Captured while it runs; clones go on from there, also a clone of a clone.
     let reply = fork.capture("one").await.unwrap();
     println!("capture: paused {} us, {} KiB", reply.pause_us, reply.memory_bytes >> 10);
     assert_eq!(fork.capture("one").await.unwrap(), reply, "asked again");
     let mut guest = fork.guest().await;
     exec_ok(&mut guest, "echo later > ~/file; sync").await;
+    // Nothing from the guest's own cache: the layer is read through the new disk.
+    let drop_caches = "sudo sh -c 'echo 3 > /proc/sys/vm/drop_caches'";
+    assert_eq!(exec_ok(&mut guest, &format!("{drop_caches}; {SUMS}")).await, sums);
+    fork.capture("another").await.unwrap();
+    assert_eq!(
+        exec_ok(&mut guest, &format!("{drop_caches}; {SUMS}; cat ~/file")).await,
+        format!("{sums}later\n")
+    );
     let captured = |machine: &Machine, name: &str| {
         (machine.path(&format!("{name}.qcow2")), Some(machine.path(&format!("captures/{name}/memory"))))
     };
