@@ -44,7 +44,12 @@ fn templates() -> Result<PathBuf> {
 impl Server {
     pub fn start() -> Result<Self> {
         // Not /tmp: that is often small, or memory.
-        let data = tempfile::Builder::new().prefix("roost-test-").tempdir_in("/var/tmp")?;
+        Self::start_below(Path::new("/var/tmp"))
+    }
+
+    /// With its data in a directory of its own below `parent`.
+    pub fn start_below(parent: &Path) -> Result<Self> {
+        let data = tempfile::Builder::new().prefix("roost-test-").tempdir_in(parent)?;
         let (process, url) = spawn(data.path())?;
         let key = std::fs::read_to_string(data.path().join("admin.key"))?.trim().to_owned();
         Ok(Self { data, process, url, key })
@@ -69,6 +74,44 @@ impl Server {
         Ok(())
     }
 
+    /// What a host that restarts does to us: every process is gone at once, and then there is a new server.
+    pub fn restart_host(&mut self) -> Result<()> {
+        self.kill()?;
+        self.kill_machines();
+        let (process, url) = spawn(self.data.path())?;
+        self.process = process;
+        self.url = url;
+        Ok(())
+    }
+
+    /// `kill -9` to every machine process; each takes its QEMU with it.
+    fn kill_machines(&self) {
+        let machines = std::fs::read_dir(self.data.path().join("machines"));
+        for machine in machines.into_iter().flatten().flatten() {
+            let Ok(pid) = std::fs::read_to_string(machine.path().join("machine.lock")) else { continue };
+            let Ok(lock) = File::open(machine.path().join("machine.lock")) else { continue };
+            if lock.try_lock_shared().is_err() {
+                let killed = Command::new("kill").args(["-9", pid.trim()]).status();
+                if killed.is_ok() {
+                    // Free when the process and its QEMU are gone.
+                    drop(lock.lock_shared());
+                }
+            }
+        }
+    }
+
+    /// The directory of a computer's machine.
+    pub fn machine(&self, id: &str) -> PathBuf {
+        self.data.path().join("machines").join(id)
+    }
+
+    /// No process is left that names this server's data, except the server itself.
+    pub fn no_orphans(&self) -> Result<()> {
+        let left: Vec<_> = processes_naming(&self.data.path().join("machines"))?;
+        ensure!(left.is_empty(), "left running: {left:?}");
+        Ok(())
+    }
+
     pub fn client(&self) -> Client {
         Client { http: reqwest::Client::new(), url: self.url.clone(), key: self.key.clone() }
     }
@@ -86,20 +129,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The machines first: without their server nobody else would end them.
-        let machines = std::fs::read_dir(self.data.path().join("machines"));
-        for machine in machines.into_iter().flatten().flatten() {
-            let Ok(pid) = std::fs::read_to_string(machine.path().join("machine.lock")) else { continue };
-            let Ok(lock) = File::open(machine.path().join("machine.lock")) else { continue };
-            if lock.try_lock_shared().is_err() {
-                let killed = Command::new("kill").args(["-9", pid.trim()]).status();
-                if killed.is_ok() {
-                    // Free when the process and its QEMU are gone.
-                    drop(lock.lock_shared());
-                }
-            }
-        }
+        // The machines first: without their server nobody else would end them. A server that is still there
+        // could start another one; so the server ends, and what it had begun is ended after it.
+        self.kill_machines();
         drop(self.kill());
+        self.kill_machines();
     }
 }
 
@@ -233,6 +267,51 @@ impl Client {
             }
             _ => bail!("not on its way: {computer}"),
         }
+    }
+
+    /// A verb on a computer that must succeed: `start`, `stop`, `restart`. Returns the computer.
+    pub async fn verb(&self, id: &str, verb: &str) -> Result<Value> {
+        let answer = self.post(&format!("/computers/{id}/{verb}"), json!({})).await?;
+        ensure!(answer.status == 200, "{verb}: {} {}", answer.status, answer.json()?);
+        answer.json()
+    }
+
+    /// Clones a running computer and waits until the clone runs. Returns its id.
+    pub async fn clone_computer(&self, id: &str) -> Result<String> {
+        let answer = self.post(&format!("/computers/{id}/clone"), json!({})).await?;
+        ensure!(answer.status == 201, "clone: {} {}", answer.status, answer.json()?);
+        let clone = answer.json()?["id"].as_str().context("no id")?.to_owned();
+        self.running(&clone).await?;
+        Ok(clone)
+    }
+
+    /// Takes a snapshot and waits until it is ready. Returns it.
+    pub async fn snapshot(&self, id: &str) -> Result<Value> {
+        let answer = self.post(&format!("/computers/{id}/snapshots"), json!({})).await?;
+        ensure!(answer.status == 201, "snapshot: {} {}", answer.status, answer.json()?);
+        let snapshot = answer.json()?["data"]["id"].as_str().context("no id")?.to_owned();
+        self.snapshot_ended(id, &snapshot).await
+    }
+
+    /// Waits for the end of a snapshot's progress events, and then for a ready snapshot.
+    pub async fn snapshot_ended(&self, id: &str, snapshot: &str) -> Result<Value> {
+        let path = format!("/computers/{id}/snapshots/{snapshot}");
+        let events = self.get(&format!("{path}/events")).await?;
+        ensure!(events.status == 200, "events: {}", events.status);
+        let answer = self.get(&path).await?.json()?["data"].clone();
+        let events = String::from_utf8_lossy(&events.bytes).into_owned();
+        ensure!(answer["status"] == "ready", "snapshot: {answer}, events: {events}");
+        Ok(answer)
+    }
+
+    /// A new computer from a snapshot, when it runs. Returns its id.
+    pub async fn restore(&self, id: &str, snapshot: &Value) -> Result<String> {
+        let snapshot = snapshot["id"].as_str().context("no id")?;
+        let answer = self.post(&format!("/computers/{id}/restore/{snapshot}"), json!({})).await?;
+        ensure!(answer.status == 201, "restore: {} {}", answer.status, answer.json()?);
+        let restored = answer.json()?["id"].as_str().context("no id")?.to_owned();
+        self.running(&restored).await?;
+        Ok(restored)
     }
 
     pub async fn exec(&self, id: &str, command: &str) -> Result<Value> {

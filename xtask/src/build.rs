@@ -83,9 +83,10 @@ pub(crate) fn programs() -> Result<()> {
     )
 }
 
-/// The template, unless this very one is built already.
+/// The template and the memory of its small computers, unless these very ones are there already.
 pub(crate) fn template() -> Result<()> {
-    step::run("template miosa-desktop", Command::new(roost()).args(["image", "build"]))
+    step::run("template miosa-desktop", Command::new(roost()).args(["image", "build"]))?;
+    step::run("memory of small desktops", Command::new(roost()).args(["image", "warm", "--size", "small"]))
 }
 
 pub(crate) fn write_openapi() -> Result<()> {

@@ -1,8 +1,9 @@
-//! `cargo xtask up`, `down` and `test`: everything a machine with Rust and Node needs to run and to test
+//! `cargo xtask up`, `down`, `test` and `bench`: everything a machine with Rust and Node needs to run and to test
 //! Roost, from nothing.
 //!
 //! Each command is a list of steps; each step prints one line. What a step needs it installs itself.
 
+mod bench;
 mod build;
 mod packages;
 mod step;
@@ -17,6 +18,7 @@ usage: cargo xtask COMMAND
   up [--detach] [--listen ADDRESS]   install what is missing, build, start Roost with a first computer
   down                               stop the computers and the server that `up` started
   test [--fast]                      run every test; --fast leaves out those that need a virtual machine
+  bench [OPTIONS]                    measure what SPECIFICATION.md promises; --help lists the options
   openapi                            write openapi.json from the routes";
 
 fn main() -> ExitCode {
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         ["down"] => up::down(),
         ["test"] => test::test(test::Extent::Full),
         ["test", "--fast"] => test::test(test::Extent::Fast),
+        ["bench", options @ ..] => bench::bench(options),
         ["openapi"] => build::write_openapi(),
         _ => {
             step::say(USAGE);

@@ -3,18 +3,35 @@
 use anyhow::Context;
 use camino::Utf8PathBuf;
 use clap::{Args, Subcommand};
+use roost_api::Size;
+use roost_control::Templates;
+use roost_control::warm::{self, WarmParts};
 use roost_image::{DESKTOP, Packages, Template};
+use roost_launch::{Launcher, Local, LocalConfig};
+use roost_machine_proto::NetworkSpec;
 use serde_json::json;
 
 use crate::output::{print_json, print_line, table};
+use crate::templates::HostTemplates;
 use crate::{DataArgs, output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     /// Build the template miosa-desktop, unless this very build is there already
     Build(BuildArgs),
+    /// Boot a template once and keep its memory, from which computers of that size continue at once
+    Warm(WarmArgs),
     /// List the templates that are built
     List(ListArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WarmArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// Size of the computers to come
+    #[arg(long, value_name = "SIZE", default_value = "small")]
+    size: Size,
 }
 
 #[derive(Debug, Args)]
@@ -38,6 +55,7 @@ pub(crate) struct ListArgs {
 pub(crate) fn run(command: ImageCommand, json: bool) -> anyhow::Result<()> {
     match command {
         ImageCommand::Build(args) => build(&args, json),
+        ImageCommand::Warm(args) => warm(&args, json),
         ImageCommand::List(args) => list(&args, json),
     }
 }
@@ -64,6 +82,54 @@ fn build(args: &BuildArgs, json: bool) -> anyhow::Result<()> {
         return print_json(&view(&template));
     }
     print_line(&format!("{} {} in {}", template.name, template.digest, template.directory))
+}
+
+/// Works beside a running server: in a data directory of its own, under a lock, so that two do not boot the same
+/// template at once.
+#[tokio::main]
+async fn warm(args: &WarmArgs, json: bool) -> anyhow::Result<()> {
+    let built = roost_image::Templates::new(args.data.templates()?);
+    let template = built.current(DESKTOP)?;
+    let template = template.with_context(|| format!("{DESKTOP} is not built: run `roost image build`"))?;
+    let data = args.data.data()?;
+    let work = data.join("warming");
+    std::fs::create_dir_all(&work).with_context(|| format!("failed to make {work}"))?;
+    let lock = std::fs::File::open(&work)?;
+    let bar = output::progress("waiting for another one to be made".to_owned(), json);
+    lock.lock().with_context(|| format!("failed to lock {work}"))?;
+    bar.set_message("asking the host what it can do");
+    let verdict =
+        roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json"))?;
+    let templates = HostTemplates::new(built, verdict.accelerator, verdict.qemu.full.clone());
+    let (digest, size) = (template.digest.to_string(), args.size);
+    if templates.warm(DESKTOP, &digest, size)?.is_none() {
+        bar.set_message(format!("booting {DESKTOP} as {}", size.as_str()));
+        let launcher = Local::new(LocalConfig {
+            data: work.clone(),
+            templates: args.data.templates()?,
+            program: Utf8PathBuf::from("/proc/self/exe"),
+        })?;
+        // What a killed one has left.
+        for left in launcher.present().await? {
+            launcher.end(left).await?;
+            launcher.remove(left).await?;
+        }
+        let parts = WarmParts {
+            template: templates.build(DESKTOP, &digest)?.context("the template has gone")?,
+            size,
+            accelerator: verdict.accelerator,
+            network: NetworkSpec::default(),
+        };
+        let target = templates.warm_target(DESKTOP, &digest, size)?;
+        warm::build(&launcher, &parts, &target).await.context("failed to boot the template")?;
+    }
+    bar.finish_and_clear();
+    let memory =
+        templates.warm(DESKTOP, &digest, size)?.context("the memory that was just made is not whole")?;
+    if json {
+        return print_json(&json!({ "size": size.as_str(), "disk": memory.disk, "memory": memory.memory }));
+    }
+    print_line(&format!("{DESKTOP} {} in {}", size.as_str(), memory.memory))
 }
 
 fn view(template: &Template) -> serde_json::Value {
@@ -95,9 +161,10 @@ fn list(args: &ListArgs, json: bool) -> anyhow::Result<()> {
                 if current.as_ref() == Some(&template.digest) { "yes" } else { "" }.to_owned(),
                 format!("Debian {}, {} packages", manifest.debian, manifest.packages),
                 format!("{} MiB", manifest.disk_bytes / (1024 * 1024)),
+                crate::templates::memories(template).join(" "),
                 manifest.created.to_string().get(..16).unwrap_or_default().replace('T', " "),
             ]
         })
         .collect();
-    print_line(&table(&["NAME", "DIGEST", "CURRENT", "CONTENT", "SIZE", "CREATED (UTC)"], &rows))
+    print_line(&table(&["NAME", "DIGEST", "CURRENT", "CONTENT", "SIZE", "MEMORY", "CREATED (UTC)"], &rows))
 }

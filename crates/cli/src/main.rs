@@ -10,6 +10,7 @@ mod machine;
 mod output;
 mod serve;
 mod snapshot;
+mod templates;
 
 use std::process::ExitCode;
 

@@ -10,10 +10,8 @@ use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use roost_api::Size;
-use roost_control::{
-    Config, Control, NoHook, PublicUrls, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
-};
-use roost_image::{DESKTOP, Digest, Template};
+use roost_control::{Config, Control, NoHook, PublicUrls, StreamKey, Templates};
+use roost_image::DESKTOP;
 use roost_launch::{Local, LocalConfig};
 use roost_machine_proto::NetworkSpec;
 use roost_store::Store;
@@ -22,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::DataArgs;
+use crate::templates::HostTemplates;
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
@@ -43,41 +42,6 @@ pub(crate) struct ServeArgs {
     /// Private IPv4 network that computers may reach, in CIDR form; may be repeated
     #[arg(long = "allow-network", env = "ROOST_ALLOW_NETWORK", value_delimiter = ',', value_name = "CIDR")]
     allow_networks: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Built(roost_image::Templates);
-
-impl Templates for Built {
-    fn current(&self, name: &str) -> Result<Option<TemplateFiles>, TemplateError> {
-        let found = self.0.current(name).map_err(|error| TemplateError(error.into()))?;
-        Ok(found.map(files))
-    }
-
-    fn build(&self, name: &str, digest: &str) -> Result<Option<TemplateFiles>, TemplateError> {
-        let Some(digest) = Digest::parse(digest) else { return Ok(None) };
-        let found = self.0.get(name, &digest).map_err(|error| TemplateError(error.into()))?;
-        Ok(found.map(files))
-    }
-
-    /// None are kept yet.
-    fn warm(&self, _name: &str, _digest: &str, _size: Size) -> Result<Option<WarmFiles>, TemplateError> {
-        Ok(None)
-    }
-
-    fn warm_target(&self, name: &str, _digest: &str, size: Size) -> Result<Utf8PathBuf, TemplateError> {
-        let reason = format!("there is no place for {name} {} with memory yet", size.as_str());
-        Err(TemplateError(reason.into()))
-    }
-}
-
-fn files(template: Template) -> TemplateFiles {
-    TemplateFiles {
-        digest: template.digest.to_string(),
-        base: template.disk,
-        kernel: template.kernel,
-        initrd: template.initrd,
-    }
 }
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
@@ -109,7 +73,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         crate::output::print_line(&format!("admin API key, shown once and kept in {path}:\n  {}", key.text))?;
     }
     let launcher = Local::new(LocalConfig {
-        machines: data.join("machines"),
+        data: data.clone(),
         templates: templates_dir,
         // Whatever file this process was started from, also after an upgrade has replaced it.
         program: Utf8PathBuf::from("/proc/self/exe"),
@@ -127,7 +91,8 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         network: NetworkSpec { allow: args.allow_networks },
         stream_key: StreamKey::load(&keys.join("stream.key")).context("failed to read keys/stream.key")?,
     };
-    let built = Arc::new(Built(templates));
+    let built = HostTemplates::new(templates, verdict.accelerator, verdict.qemu.full.clone());
+    let built = read_memories(built, template.digest.to_string()).await?;
     let control = Control::start(store.clone(), Arc::new(launcher), built, config, Arc::new(NoHook)).await?;
     let router = roost_http::router(roost_http::App { control, domain })?;
 
@@ -144,6 +109,24 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     tracing::info!("the server ends; computers keep running and are found again at the next start");
     store.close().await;
     Ok(())
+}
+
+/// Reads the memories of the current template before the first computer needs them: what is damaged is noticed,
+/// and what is not is in the host's cache.
+async fn read_memories(templates: HostTemplates, digest: String) -> anyhow::Result<Arc<HostTemplates>> {
+    let templates = Arc::new(templates);
+    let reading = templates.clone();
+    tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        for size in Size::ALL {
+            let begun = std::time::Instant::now();
+            if reading.warm(DESKTOP, &digest, size)?.is_some() {
+                tracing::info!(size = size.as_str(), took = ?begun.elapsed(), "new computers continue from memory");
+            }
+        }
+        Ok(())
+    })
+    .await??;
+    Ok(templates)
 }
 
 /// Tells who started us that we serve: systemd (`Type=notify`), or anyone who speaks its protocol.

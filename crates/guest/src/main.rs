@@ -6,7 +6,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `transport` | the port (or a unix socket) as a sequence of HTTP/2 connections |
-//! | `system` | identity, environment, readiness of the desktop, usage, power |
+//! | `system` | identity, environment, readiness of the desktop, usage, frozen disks, power |
 //! | `process` | commands: start, stream, signal, end |
 //! | `desktop` | pixels, pointer and keyboard of the X display |
 //! | `tunnel` | byte streams into the guest |

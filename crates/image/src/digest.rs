@@ -23,6 +23,11 @@ impl Digest {
         valid.then(|| Self(text.to_owned()))
     }
 
+    /// Of a list of texts, for a purpose that other digests are not for.
+    pub fn of(purpose: &str, parts: &[&str]) -> Self {
+        parts.iter().fold(DigestOf::new(purpose), |digest, part| digest.part(part)).finish()
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

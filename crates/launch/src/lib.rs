@@ -8,11 +8,12 @@
 
 mod confine;
 mod local;
+mod room;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+mod storage;
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -23,6 +24,7 @@ use tonic::transport::Channel;
 
 pub use confine::{ConfineError, confine};
 pub use local::{Local, LocalConfig};
+pub use roost_machine_proto::Captured;
 
 /// What a machine process reported, and of which start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,16 +42,6 @@ pub struct Capture {
     pub snapshot: SnapshotId,
     /// Of what was the computer's disk until then.
     pub layer: LayerId,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Captured {
-    /// What the layer takes on the host's disk.
-    pub disk_bytes: u64,
-    /// `None` for a computer that was shut down.
-    pub memory_bytes: Option<u64>,
-    /// How long the guest stood still; `None` for one that was not running.
-    pub pause: Option<Duration>,
 }
 
 /// What became of a capture that was given up.

@@ -18,29 +18,40 @@ use futures_util::stream::BoxStream;
 use hyper_util::rt::TokioIo;
 use roost_api::{ComputerId, LayerId, SnapshotId};
 use roost_machine_proto::v1::machine_client::MachineClient;
-use roost_machine_proto::v1::{ConsoleRequest, Observation, Phase, StopRequest, WatchRequest};
+use roost_machine_proto::v1::{
+    CaptureRequest, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest, WatchRequest,
+};
 use roost_machine_proto::{
-    CONSOLE_FILE, LOCK_FILE, LOG_FILE, MachineResult, MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE,
-    SPEC_FILE,
+    CAPTURED_FILE, CONSOLE_FILE, DISK_FILE, LOCK_FILE, LOG_FILE, MEMORY_DIRECTORY, MachineResult,
+    MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE, SPEC_FILE,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::room::Room;
+use crate::storage::{Storage, allocated, copy_sparse, is_same, relocate, remove_all, take_over};
 use crate::{Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored};
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
 /// and container engines hand out.
 const FIRST_USER: u32 = 2_000_000_000;
 
+/// Who merges layers: nobody else.
+const MERGER: u32 = FIRST_USER - 1;
+
+/// Below a machine's directory: captures on their way to the snapshots.
+const CAPTURES: &str = "captures";
+
 /// How much of `console.log` is read for its newest lines.
 const CONSOLE_TAIL: u64 = 256 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
-    /// `<data>/machines`.
-    pub machines: Utf8PathBuf,
+    /// The data directory: machines, layers and snapshots are below it.
+    pub data: Utf8PathBuf,
     /// Where templates are; machines read them.
     pub templates: Utf8PathBuf,
     /// The `roost` program.
@@ -51,6 +62,10 @@ pub struct LocalConfig {
 #[derive(Debug)]
 pub struct Local {
     config: LocalConfig,
+    /// `<data>/machines`.
+    machines: Utf8PathBuf,
+    storage: Storage,
+    room: Room,
     /// Set when the server is root: each machine then runs as a user of its own.
     drop_root: bool,
     /// Choosing a free user id and making the directory that claims it is one act.
@@ -60,16 +75,18 @@ pub struct Local {
 impl Local {
     pub fn new(config: LocalConfig) -> Result<Self, LaunchError> {
         let drop_root = rustix::process::geteuid().is_root();
-        std::fs::create_dir_all(&config.machines).map_err(file("make", &config.machines))?;
+        let machines = config.data.join("machines");
+        std::fs::create_dir_all(&machines).map_err(file("make", &machines))?;
         // Other users' machines pass through this directory; they may not list it.
         let mode = if drop_root { 0o711 } else { 0o700 };
-        std::fs::set_permissions(&config.machines, std::fs::Permissions::from_mode(mode))
-            .map_err(file("set the permissions of", &config.machines))?;
-        Ok(Self { config, drop_root, claiming: Mutex::new(()) })
+        std::fs::set_permissions(&machines, std::fs::Permissions::from_mode(mode))
+            .map_err(file("set the permissions of", &machines))?;
+        let storage = Storage::open(&config.data, drop_root)?;
+        Ok(Self { config, machines, storage, room: Room::default(), drop_root, claiming: Mutex::new(()) })
     }
 
     fn directory(&self, computer: ComputerId) -> Utf8PathBuf {
-        self.config.machines.join(computer.to_string())
+        self.machines.join(computer.to_string())
     }
 
     /// Makes the machine's directory, owned by a user id that no other machine has.
@@ -85,16 +102,98 @@ impl Local {
             return Ok(rustix::process::geteuid().as_raw());
         }
         let mut user = FIRST_USER;
-        for entry in read_dir(&self.config.machines)? {
+        for entry in read_dir(&self.machines)? {
             match entry.metadata() {
                 Ok(meta) => user = user.max(meta.uid().saturating_add(1)),
                 // Another computer is being deleted.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(file("inspect", &self.config.machines)(source)),
+                Err(source) => return Err(file("inspect", &self.machines)(source)),
             }
         }
         std::os::unix::fs::chown(directory, Some(user), Some(user)).map_err(file("give away", directory))?;
         Ok(user)
+    }
+}
+
+impl Local {
+    /// `roost machine` for a directory, to be completed; it runs as `user` where this process is root.
+    fn command(&self, directory: &Utf8Path, user: Option<u32>) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.config.program);
+        command.arg0("roost").arg("machine").arg("--dir").arg(directory);
+        for read in [&self.config.templates, &self.storage.layers, &self.storage.snapshots] {
+            command.arg("--read").arg(read);
+        }
+        if let Some(user) = user {
+            command.arg("--as-user").arg(user.to_string());
+        }
+        command
+    }
+
+    /// Has the memory saved and the machine end. Nothing to do where there is none.
+    async fn save_memory(&self, directory: &Utf8Path, image: bool) -> Result<(), LaunchError> {
+        if !lock_is_held(directory)? {
+            return Ok(());
+        }
+        let mut client = MachineClient::new(connect(directory)?);
+        match client.suspend(SuspendRequest { image }).await {
+            Ok(_) => Ok(()),
+            // It ended meanwhile, or is just ending.
+            Err(_) if !lock_is_held(directory)? => Ok(()),
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                let stopping = matches!(phase(directory).await?, Phase::Stopping | Phase::Stopped);
+                if stopping {
+                    Ok(())
+                } else {
+                    Err(LaunchError::Refused { reason: status.message().to_owned() })
+                }
+            }
+            Err(status) => Err(LaunchError::Unreachable { source: Box::new(status) }),
+        }
+    }
+
+    /// The machine's part of a capture, by the machine process that runs or by one for this purpose.
+    async fn capture_into(
+        &self,
+        directory: &Utf8Path,
+        memory: &Utf8Path,
+        layer: &Utf8Path,
+    ) -> Result<Captured, LaunchError> {
+        let disk = directory.join(DISK_FILE);
+        if !layer.exists() {
+            std::fs::hard_link(&disk, layer).map_err(file("link", layer))?;
+            sync(&self.storage.layers)?;
+        }
+        let running = lock_is_held(directory)?;
+        if !is_same(&disk, layer)? && !running {
+            return Err(LaunchError::Refused {
+                reason: "the computer ended while it was captured".to_owned(),
+            });
+        }
+        if running {
+            let mut client = MachineClient::new(connect(directory)?);
+            let request = CaptureRequest { memory: memory.to_string(), layer: layer.to_string() };
+            match client.capture(request).await {
+                Ok(_) => {}
+                Err(status) if status.code() == Code::FailedPrecondition => {
+                    return Err(LaunchError::Refused { reason: status.message().to_owned() });
+                }
+                Err(_) if !lock_is_held(directory)? => {
+                    let reason = "the computer ended while it was captured".to_owned();
+                    return Err(LaunchError::Refused { reason });
+                }
+                Err(status) => return Err(LaunchError::Unreachable { source: Box::new(status) }),
+            }
+        } else {
+            let user = self.drop_root.then(|| std::fs::metadata(directory).map(|meta| meta.uid()));
+            let user = user.transpose().map_err(file("inspect", directory))?;
+            let lock = take_lock(directory, user).await?;
+            let mut command = self.command(directory, user);
+            hand_over_lock(&mut command, &lock);
+            command.arg("capture").arg("--memory").arg(memory).arg("--layer").arg(layer);
+            finish(command, &self.config.program).await?;
+        }
+        let report = directory.join(memory).with_file_name(CAPTURED_FILE);
+        read_json(&report)?.ok_or_else(|| file("find", &report)(std::io::ErrorKind::NotFound.into()))
     }
 }
 
@@ -127,31 +226,9 @@ impl Launcher for Local {
             .open(&log_path)
             .map_err(file("open", &log_path))?;
         let errors = log.try_clone().map_err(file("open", &log_path))?;
-        let mut command = tokio::process::Command::new(&self.config.program);
-        command
-            .arg0("roost")
-            .arg("machine")
-            .arg("--dir")
-            .arg(&directory)
-            .arg("--templates")
-            .arg(&self.config.templates);
-        if self.drop_root {
-            command.arg("--as-user").arg(user.to_string());
-        }
-        // A session of its own: a Ctrl-C meant for the server does not reach the machines.
+        let mut command = self.command(&directory, self.drop_root.then_some(user));
         command.stdin(Stdio::from(listener)).stdout(Stdio::from(log)).stderr(Stdio::from(errors));
-        let lock_fd = lock.as_raw_fd();
-        command.arg("--lock-fd").arg(lock_fd.to_string());
-        // SAFETY: both calls are async-signal-safe and touch nothing but the new process; the descriptor is
-        // open there under the same number.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::setsid()?;
-                let lock = std::os::fd::BorrowedFd::borrow_raw(lock_fd);
-                rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty())?;
-                Ok(())
-            });
-        }
+        hand_over_lock(&mut command, &lock);
         let mut child = command
             .spawn()
             .map_err(|source| LaunchError::Spawn { program: self.config.program.clone(), source })?;
@@ -204,52 +281,140 @@ impl Launcher for Local {
         }
     }
 
-    async fn suspend(&self, _computer: ComputerId) -> Result<(), LaunchError> {
-        unimplemented!()
+    async fn suspend(&self, computer: ComputerId) -> Result<(), LaunchError> {
+        self.save_memory(&self.directory(computer), false).await
     }
 
-    async fn capture(&self, _computer: ComputerId, _capture: &Capture) -> Result<Captured, LaunchError> {
-        unimplemented!()
+    async fn capture(&self, computer: ComputerId, capture: &Capture) -> Result<Captured, LaunchError> {
+        let directory = self.directory(computer);
+        let kept = self.storage.snapshot(capture.snapshot);
+        if let Some(done) = read_json(&kept.join(CAPTURED_FILE))? {
+            return Ok(done);
+        }
+        let layer = self.storage.layer(capture.layer);
+        let name = Utf8Path::new(CAPTURES).join(capture.snapshot.to_string());
+        let captured = match read_json(&directory.join(&name).join(CAPTURED_FILE))? {
+            Some(captured) => captured,
+            None => self.capture_into(&directory, &name.join("memory"), &layer).await?,
+        };
+        take_over(&layer, self.drop_root)?;
+        take_over(&directory.join(&name), self.drop_root)?;
+        sync(&self.storage.layers)?;
+        std::fs::rename(directory.join(&name), &kept).map_err(file("keep", &kept))?;
+        sync(&self.storage.snapshots)?;
+        Ok(captured)
     }
 
-    async fn abandon(&self, _computer: ComputerId, _capture: &Capture) -> Result<Abandoned, LaunchError> {
-        unimplemented!()
+    async fn abandon(&self, computer: ComputerId, capture: &Capture) -> Result<Abandoned, LaunchError> {
+        let directory = self.directory(computer);
+        remove_all(&self.storage.snapshot(capture.snapshot))?;
+        remove_all(&directory.join(CAPTURES).join(capture.snapshot.to_string()))?;
+        let layer = self.storage.layer(capture.layer);
+        let disk = directory.join(DISK_FILE);
+        if layer.exists() && disk.exists() && !is_same(&disk, &layer)? {
+            take_over(&layer, self.drop_root)?;
+            return Ok(Abandoned::LayerInUse { disk_bytes: allocated(&layer)? });
+        }
+        remove_if_there(&layer)?;
+        sync(&self.storage.layers)?;
+        Ok(Abandoned::Untouched)
     }
 
-    async fn publish(&self, _computer: ComputerId, _target: &Utf8Path) -> Result<(), LaunchError> {
-        unimplemented!()
+    async fn publish(&self, computer: ComputerId, target: &Utf8Path) -> Result<(), LaunchError> {
+        let directory = self.directory(computer);
+        self.save_memory(&directory, true).await?;
+        wait_for_lock(&directory).await?;
+        let parent = target.parent().unwrap_or(target);
+        // Whoever looks for templates passes hidden names over.
+        let unfinished = parent.join(format!(".unfinished-{computer}"));
+        remove_all(&unfinished)?;
+        let drop_root = self.drop_root;
+        let (target, parent) = (target.to_owned(), parent.to_owned());
+        blocking(move || {
+            let memory = unfinished.join(MEMORY_DIRECTORY);
+            std::fs::create_dir_all(&memory).map_err(file("make", &memory))?;
+            let saved = directory.join(MEMORY_DIRECTORY);
+            for entry in read_dir(&saved)? {
+                if let Some(name) = entry.file_name().to_str() {
+                    relocate(&saved.join(name), &memory.join(name))?;
+                }
+            }
+            relocate(&directory.join(DISK_FILE), &unfinished.join(DISK_FILE))?;
+            take_over(&unfinished, drop_root)?;
+            sync(&memory)?;
+            sync(&unfinished)?;
+            match std::fs::rename(&unfinished, &target) {
+                Ok(()) => {}
+                // Somebody else was faster, and theirs is as good.
+                Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                    remove_all(&unfinished)?;
+                }
+                Err(source) => return Err(file("name", &target)(source)),
+            }
+            sync(&parent)
+        })
+        .await
     }
 
-    fn layer(&self, _layer: LayerId) -> Utf8PathBuf {
-        unimplemented!()
+    fn layer(&self, layer: LayerId) -> Utf8PathBuf {
+        self.storage.layer(layer)
     }
 
-    fn memory(&self, _snapshot: SnapshotId) -> Utf8PathBuf {
-        unimplemented!()
+    fn memory(&self, snapshot: SnapshotId) -> Utf8PathBuf {
+        self.storage.snapshot(snapshot).join("memory")
     }
 
-    async fn drop_memory(&self, _computer: ComputerId) -> Result<(), LaunchError> {
-        unimplemented!()
+    async fn drop_memory(&self, computer: ComputerId) -> Result<(), LaunchError> {
+        let directory = self.directory(computer);
+        remove_all(&directory.join(MEMORY_DIRECTORY))?;
+        if directory.exists() { sync(&directory) } else { Ok(()) }
     }
 
-    async fn remove_layer(&self, _layer: LayerId) -> Result<(), LaunchError> {
-        unimplemented!()
+    async fn remove_layer(&self, layer: LayerId) -> Result<(), LaunchError> {
+        remove_if_there(&self.storage.layer(layer))?;
+        sync(&self.storage.layers)
     }
 
-    async fn remove_snapshot(&self, _snapshot: SnapshotId) -> Result<(), LaunchError> {
-        unimplemented!()
+    async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<(), LaunchError> {
+        let path = self.storage.snapshot(snapshot);
+        blocking(move || remove_all(&path)).await
     }
 
-    async fn merge(&self, _lower: LayerId, _upper: LayerId) -> Result<u64, LaunchError> {
-        unimplemented!()
+    async fn merge(&self, lower: LayerId, upper: LayerId) -> Result<u64, LaunchError> {
+        let path = self.storage.layer(upper);
+        tracing::info!(%lower, %upper, "merging layers");
+        let directory = self.storage.merging()?;
+        let copy = directory.join("layer.qcow2");
+        {
+            let (path, copy) = (path.clone(), copy.clone());
+            blocking(move || copy_sparse(&path, &copy)).await?;
+        }
+        // What is in a layer comes from a guest, by way of its QEMU: root does not read it.
+        let user = self.drop_root.then_some(MERGER);
+        let owner_only = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(&copy, owner_only).map_err(file("set the permissions of", &copy))?;
+        for path in [&directory, &copy] {
+            if let Some(user) = user {
+                std::os::unix::fs::chown(path, Some(user), Some(user)).map_err(file("give away", path))?;
+            }
+        }
+        let mut command = self.command(&directory, user);
+        command.arg("merge").arg("--copy").arg(&copy);
+        finish(command, &self.config.program).await?;
+        File::open(&copy).and_then(|file| file.sync_all()).map_err(file("sync", &copy))?;
+        take_over(&copy, self.drop_root)?;
+        std::fs::rename(&copy, &path).map_err(file("replace", &path))?;
+        sync(&self.storage.layers)?;
+        remove_all(&directory)?;
+        allocated(&path)
     }
 
     async fn stored(&self) -> Result<Stored, LaunchError> {
-        unimplemented!()
+        self.storage.stored()
     }
 
-    async fn admit(&self, _need: &Need) -> Result<(), LaunchError> {
-        unimplemented!()
+    async fn admit(&self, need: &Need) -> Result<(), LaunchError> {
+        self.room.admit(need, &self.config.data)
     }
 
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
@@ -266,7 +431,7 @@ impl Launcher for Local {
     }
 
     async fn present(&self) -> Result<Vec<ComputerId>, LaunchError> {
-        let names = read_dir(&self.config.machines)?;
+        let names = read_dir(&self.machines)?;
         Ok(names.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
@@ -287,11 +452,65 @@ impl Launcher for Local {
     }
 }
 
+/// Gives the lock to the process to come, which is also taken out of our session: a Ctrl-C meant for the server
+/// does not reach it.
+fn hand_over_lock(command: &mut tokio::process::Command, lock: &File) {
+    let lock = lock.as_raw_fd();
+    command.arg("--lock-fd").arg(lock.to_string());
+    // SAFETY: both calls are async-signal-safe and touch nothing but the new process; the caller has the
+    // descriptor open until the process is there, where it has the same number.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::process::setsid()?;
+            let lock = std::os::fd::BorrowedFd::borrow_raw(lock);
+            rustix::io::fcntl_setfd(lock, rustix::io::FdFlags::empty())?;
+            Ok(())
+        });
+    }
+}
+
+/// Runs short work to its end; its last line says why it failed.
+async fn finish(mut command: tokio::process::Command, program: &Utf8Path) -> Result<(), LaunchError> {
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    let output = command.output().await;
+    let output = output.map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let last = words.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    Err(LaunchError::Refused { reason: last.trim_start_matches("error: ").to_owned() })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LaunchError> + Send + 'static,
+) -> Result<T, LaunchError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| LaunchError::Cancelled)?
+}
+
+/// What the machine says it is doing.
+async fn phase(directory: &Utf8Path) -> Result<Phase, LaunchError> {
+    let unreachable = |status| LaunchError::Unreachable { source: Box::new(status) };
+    let mut client = MachineClient::new(connect(directory)?);
+    let mut states = client.watch(WatchRequest {}).await.map_err(unreachable)?.into_inner();
+    let now = states.message().await.map_err(unreachable)?;
+    Ok(now.map_or(Phase::Unspecified, |observation| observation.phase()))
+}
+
+/// Makes names in a directory last.
+pub(crate) fn sync(directory: &Utf8Path) -> Result<(), LaunchError> {
+    File::open(directory).and_then(|open| open.sync_all()).map_err(file("sync", directory))
+}
+
 /// Sends every state up to the first final one.
 async fn watch(directory: &Utf8Path, sender: &mpsc::Sender<MachineState>) -> Result<(), LaunchError> {
     loop {
         let Some(spec) = read_spec(directory)? else {
-            drop(sender.send(MachineState { generation: 0, report: Report::Vanished, memory_lost: None }).await);
+            drop(
+                sender
+                    .send(MachineState { generation: 0, report: Report::Vanished, memory_lost: None })
+                    .await,
+            );
             return Ok(());
         };
         let generation = spec.generation;
@@ -498,8 +717,7 @@ fn write_durably(
     }
     out.sync_all().map_err(file("sync", &temporary))?;
     std::fs::rename(&temporary, &path).map_err(file("replace", &path))?;
-    let parent = File::open(directory).map_err(file("open", directory))?;
-    parent.sync_all().map_err(file("sync", directory))
+    sync(directory)
 }
 
 fn console_tail(path: &Utf8Path, lines: usize) -> Result<Vec<String>, LaunchError> {
@@ -518,7 +736,7 @@ fn console_tail(path: &Utf8Path, lines: usize) -> Result<Vec<String>, LaunchErro
     Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect())
 }
 
-fn read_dir(path: &Utf8Path) -> Result<Vec<std::fs::DirEntry>, LaunchError> {
+pub(crate) fn read_dir(path: &Utf8Path) -> Result<Vec<std::fs::DirEntry>, LaunchError> {
     let entries = std::fs::read_dir(path).map_err(file("list", path))?;
     entries.collect::<Result<_, _>>().map_err(file("list", path))
 }
@@ -531,7 +749,7 @@ fn remove_if_there(path: &Utf8Path) -> Result<(), LaunchError> {
     }
 }
 
-fn file(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> LaunchError {
+pub(crate) fn file(action: &'static str, path: &Utf8Path) -> impl FnOnce(std::io::Error) -> LaunchError {
     let path = path.to_owned();
     move |source| LaunchError::File { action, path, source }
 }

@@ -16,9 +16,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{
-    Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored,
-};
+use crate::{Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored};
 
 /// What the next machines do when they are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

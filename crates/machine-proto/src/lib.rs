@@ -4,6 +4,7 @@
 //! All files are in the machine's directory, `<data>/machines/<computer id>/`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use roost_api::{ComputerId, MemoryMib};
@@ -26,6 +27,8 @@ pub const LOCK_FILE: &str = "machine.lock";
 pub const DISK_FILE: &str = "disk.qcow2";
 /// The saved memory of a computer that was stopped: it belongs to exactly the content `disk.qcow2` has.
 pub const MEMORY_DIRECTORY: &str = "memory";
+/// Beside the memory of a capture: a [`Captured`]. Its being there means that the capture is complete.
+pub const CAPTURED_FILE: &str = "captured.json";
 /// Everything the guest wrote to its serial console, this boot and the one before (`console.log.1`).
 pub const CONSOLE_FILE: &str = "console.log";
 /// The log of the machine process itself.
@@ -82,6 +85,17 @@ pub struct NetworkSpec {
     pub allow: Vec<String>,
 }
 
+/// What a capture has kept.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Captured {
+    /// What the layer takes on the host's disk.
+    pub disk_bytes: u64,
+    /// `None` for a computer that was shut down.
+    pub memory_bytes: Option<u64>,
+    /// How long the guest stood still; `None` for one that was not running.
+    pub pause: Option<Duration>,
+}
+
 /// How a machine process ended. A directory with a spec and without an outcome of the same generation
 /// belongs to a process that still runs or was killed.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -95,5 +109,8 @@ pub struct Outcome {
 pub enum MachineResult {
     /// Powered off, or its memory is saved in [`MEMORY_DIRECTORY`].
     Stopped,
-    Failed { reason: String, console: Vec<String> },
+    Failed {
+        reason: String,
+        console: Vec<String>,
+    },
 }

@@ -28,9 +28,13 @@ mod directory;
 mod disk;
 mod lines;
 mod link;
+mod memory;
+mod merge;
 mod network;
 mod qemu;
 mod qmp;
+mod resume;
+mod save;
 mod serve;
 mod state;
 mod task;
@@ -48,6 +52,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use directory::DirectoryError;
+pub use memory::MemoryError;
+pub use merge::MergeError;
+pub use qemu::hardware;
 
 /// Why there was nothing to run. How a computer ended that did run is in `outcome.json` and not here.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +71,9 @@ pub enum MachineError {
     Socket(std::io::Error),
     #[error("cannot write {OUTCOME_FILE}: {0}")]
     Outcome(std::io::Error),
+    /// Without more words: the launcher passes the reason on to whoever asked.
+    #[error("{0}")]
+    Capture(String),
 }
 
 /// What a launcher made before it started the process, so that there is never a moment in which the process
@@ -116,12 +126,42 @@ pub fn run(dir: &Utf8Path, inherited: Option<Inherited>) -> Result<(), MachineEr
     outcome
 }
 
+/// Keeps the state of the computer whose directory is `dir`, and which is not running, as [`run`] would on
+/// request: its disk becomes the layer that is linked at `layer`, its saved memory is linked in `memory`.
+pub fn capture(
+    dir: &Utf8Path,
+    lock: std::fs::File,
+    memory: &Utf8Path,
+    layer: &Utf8Path,
+) -> Result<(), MachineError> {
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(0o077));
+    let directory = directory::Directory::enter(dir, Some(lock))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(MachineError::Runtime)?;
+    runtime
+        .block_on(save::capture_stopped(&directory, memory, layer))
+        .map(drop)
+        .map_err(|error| MachineError::Capture(error.to_string()))
+}
+
+/// Merges the layer `upper`, a copy of which is in `copy`, with the one it lies on: `copy` holds both then.
+pub fn merge(copy: &Utf8Path) -> Result<(), MergeError> {
+    merge::merge(copy)
+}
+
+/// Whether the saved memory in `directory` is whole and fits machines with this [`hardware`]. Reads all of it.
+pub fn verify_memory(directory: &Utf8Path, hardware: &str) -> Result<(), MemoryError> {
+    let memory = memory::SavedMemory::find(directory, hardware)?;
+    memory.ok_or_else(|| MemoryError::Missing { directory: directory.to_owned() })?.verify()
+}
+
 async fn run_spec(
     spec: &MachineSpec,
     directory: &directory::Directory,
     listener: Option<std::os::unix::net::UnixListener>,
 ) -> Result<(), MachineError> {
     let (stop, stop_asked) = mpsc::channel(1);
+    let (saves, saves_asked) = mpsc::channel(8);
     let mut terminate = signal(SignalKind::terminate()).map_err(MachineError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(MachineError::Signals)?;
     let signalled = stop.clone();
@@ -149,6 +189,7 @@ async fn run_spec(
         gate: publisher.gate.subscribe(),
         console: publisher.console.clone(),
         stop,
+        saves,
     };
     let listener = match listener {
         Some(listener) => {
@@ -163,9 +204,10 @@ async fn run_spec(
     let end = CancellationToken::new();
     let mut serving = task::Task::spawn(serve::serve(listener, served, end.clone()));
 
-    let result = vm::run(spec, directory, &publisher, stop_asked).await;
+    let result = vm::run(spec, directory, &publisher, stop_asked, saves_asked).await;
 
-    let mut last = observation(spec.generation, Phase::Stopped);
+    let mut last = publisher.observation.borrow().clone();
+    last.set_phase(Phase::Stopped);
     match &result {
         MachineResult::Stopped => tracing::info!("the computer has stopped"),
         MachineResult::Failed { reason, console } => {

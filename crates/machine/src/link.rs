@@ -27,8 +27,10 @@ pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 pub const FRAME_SIZE: u32 = 128 * 1024;
 
 /// A healthy agent answers in a millisecond; a fresh one on a busy emulated CPU has been seen to take
-/// seconds. After this the conversation counts as out of step and starts over.
-const HELLO_DEADLINE: Duration = Duration::from_secs(15);
+/// seconds. After this the conversation counts as out of step and starts over, with more patience each time: a
+/// guest that continues from saved memory may have half a message of an earlier conversation in its port.
+const FIRST_HELLO_DEADLINE: Duration = Duration::from_secs(3);
+const LONGEST_HELLO_DEADLINE: Duration = Duration::from_secs(15);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -63,8 +65,8 @@ enum ConnectError {
     Http(#[from] hyper::Error),
     #[error("the agent's answer to the first call: {0}")]
     Hello(#[from] Box<tonic::Status>),
-    #[error("no answer to the first call within {} s", HELLO_DEADLINE.as_secs())]
-    Silent,
+    #[error("no answer to the first call within {} s", within.as_secs())]
+    Silent { within: Duration },
 }
 
 impl Guest {
@@ -111,13 +113,15 @@ pub fn unavailable(error: &hyper::Error) -> tonic::Status {
 /// listens to `events` any more.
 pub async fn keep(path: String, mut port: watch::Receiver<Port>, events: mpsc::Sender<LinkEvent>) {
     let mut pause = FIRST_PAUSE;
+    let mut patience = FIRST_HELLO_DEADLINE;
     loop {
         if port.wait_for(|port| matches!(port, Port::Open(_))).await.is_err() {
             return;
         }
-        match connect(&path).await {
+        match connect(&path, patience).await {
             Ok(Connection { guest, boot_id, mut driver }) => {
                 pause = FIRST_PAUSE;
+                patience = FIRST_HELLO_DEADLINE;
                 let hang_up = guest.hang_up.clone();
                 if events.send(LinkEvent::Up { guest, boot_id }).await.is_err() {
                     return;
@@ -133,7 +137,10 @@ pub async fn keep(path: String, mut port: watch::Receiver<Port>, events: mpsc::S
                     return;
                 }
             }
-            Err(error) => tracing::info!("no connection to the agent yet: {error}"),
+            Err(error) => {
+                tracing::info!("no connection to the agent yet: {error}");
+                patience = (patience * 2).min(LONGEST_HELLO_DEADLINE);
+            }
         }
         // Time for the agent to see that the port was closed, or for whatever is wrong to pass. A change
         // of the port is worth an immediate try.
@@ -150,7 +157,7 @@ struct Connection {
     driver: Task<()>,
 }
 
-async fn connect(path: &str) -> Result<Connection, ConnectError> {
+async fn connect(path: &str, patience: Duration) -> Result<Connection, ConnectError> {
     let socket = UnixStream::connect(path).await?;
     let hello = async {
         let end = CancellationToken::new();
@@ -171,7 +178,8 @@ async fn connect(path: &str) -> Result<Connection, ConnectError> {
         let health = guest.system().health(HealthRequest {}).await.map_err(Box::new)?;
         Ok(Connection { guest, boot_id: health.into_inner().boot_id, driver })
     };
-    tokio::time::timeout(HELLO_DEADLINE, hello).await.unwrap_or(Err(ConnectError::Silent))
+    let silent = || Err(ConnectError::Silent { within: patience });
+    tokio::time::timeout(patience, hello).await.unwrap_or_else(|_| silent())
 }
 
 /// Where hyper runs what belongs to one connection. Its own way to end one waits for the calls in progress,

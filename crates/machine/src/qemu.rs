@@ -6,6 +6,8 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
+use camino::Utf8PathBuf;
+use roost_api::MemoryMib;
 use roost_guest_proto::PORT_NAME;
 use roost_machine_proto::{Accelerator, DISK_FILE, MachineSpec};
 use tokio::net::UnixStream;
@@ -13,6 +15,7 @@ use tokio::process::{Child, Command};
 
 use crate::directory::{Directory, remove_if_there};
 use crate::lines::Tail;
+use crate::memory::MAIN_BLOCK;
 use crate::network::{EnterError, Namespace, Rule};
 use crate::state::QemuExit;
 use crate::task::Task;
@@ -23,6 +26,11 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 pub const CHANNEL: &str = "channel.sock";
 /// The id of that port in QMP events.
 pub const PORT_ID: &str = "agent";
+
+/// The block device that is the guest's disk; a capture gives it a successor.
+pub const DISK_NODE: &str = "disk";
+/// What the memory of a computer that boots is a mapping of.
+pub const BLANK: &str = "memory.blank";
 
 /// * `panic=-1`: a kernel that panics restarts at once; the restart is seen and counted.
 /// * `tsc=reliable`: no calibration against timers that emulation makes late.
@@ -50,8 +58,16 @@ pub struct Qemu {
 
 /// Starts QEMU. It dies with the calling **thread**, by the kernel's hand, so that no crash of this process
 /// can leave one behind; call it on a thread that lives as long as the process.
-pub fn start(spec: &MachineSpec, directory: &Directory, rules: &[Rule]) -> Result<Qemu, QemuError> {
+pub fn start(
+    spec: &MachineSpec,
+    start: &Start,
+    directory: &Directory,
+    rules: &[Rule],
+) -> Result<Qemu, QemuError> {
     remove_if_there(CHANNEL)?;
+    if !matches!(start, Start::Continue { base: Some(_) }) {
+        make_blank(spec)?;
+    }
     let (qmp, qemu_qmp) = StdUnixStream::pair()?;
     let (console, qemu_console) = StdUnixStream::pair()?;
     let lock = directory.lock_file();
@@ -61,7 +77,7 @@ pub fn start(spec: &MachineSpec, directory: &Directory, rules: &[Rule]) -> Resul
 
     let mut command = Command::new(PROGRAM);
     command
-        .args(arguments(spec, qemu_qmp.as_raw_fd(), qemu_console.as_raw_fd()))
+        .args(arguments(spec, start, qemu_qmp.as_raw_fd(), qemu_console.as_raw_fd()))
         // A heap per thread is memory that an idle computer keeps for nothing.
         .env("MALLOC_ARENA_MAX", "1")
         .stdin(Stdio::null())
@@ -93,6 +109,12 @@ fn nonblocking(socket: StdUnixStream) -> io::Result<UnixStream> {
     UnixStream::from_std(socket)
 }
 
+/// A file of nothing but holes, of the size of the guest's memory.
+fn make_blank(spec: &MachineSpec) -> io::Result<()> {
+    let file = std::fs::File::options().create(true).truncate(true).write(true).open(BLANK)?;
+    file.set_len(u64::from(spec.memory.0) * 1024 * 1024)
+}
+
 /// How QEMU's end is told.
 pub fn explain_exit(status: ExitStatus, stderr: &Tail) -> QemuExit {
     use std::os::unix::process::ExitStatusExt;
@@ -110,60 +132,114 @@ pub fn explain_exit(status: ExitStatus, stderr: &Tail) -> QemuExit {
     QemuExit::Crashed { reason }
 }
 
-/// The command line; `qmp` and `console` are descriptors that QEMU inherits. Paths of the machine's own
-/// files are relative to its directory.
-fn arguments(spec: &MachineSpec, qmp: RawFd, console: RawFd) -> Vec<String> {
-    let memory = spec.memory.0;
-    let (accelerator, cpu) = match spec.accelerator {
+/// How QEMU begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// The kernel boots.
+    Boot,
+    /// It stands still and waits for a saved memory. `base` is the file its pages are read from; without one
+    /// they are zeros.
+    Continue { base: Option<Utf8PathBuf> },
+}
+
+/// What of the machine the guest can see, and what saved memory therefore depends on. Changing any of it makes
+/// every saved memory unusable: its computers boot.
+pub fn hardware(accelerator: Accelerator, vcpus: u32, memory: MemoryMib) -> String {
+    hardware_options(accelerator, vcpus, memory).map(|(name, value)| format!("{name} {value}")).join(" ")
+}
+
+fn hardware_options(accelerator: Accelerator, vcpus: u32, memory: MemoryMib) -> [(&'static str, String); 10] {
+    let (accelerator, cpu) = match accelerator {
         Accelerator::Kvm => ("kvm", "host"),
         // Without the fast string instructions, which the kernel would copy with and TCG runs byte by byte:
         // a pipe copy is four times faster.
         Accelerator::Tcg => ("tcg,thread=multi", "max,erms=off,fsrm=off,fsrs=off,fzrm=off"),
     };
+    let text = str::to_owned;
+    [
+        // q35 for vmgenid, which makes the kernels of clones reseed. Controllers nobody uses cost boot time.
+        // The HPET would wake QEMU 250 times a second in an idle computer.
+        (
+            "-machine",
+            text("q35,memory-backend=ram,suppress-vmdesc=on,hpet=off,usb=off,smbus=off,sata=off,vmport=off"),
+        ),
+        ("-accel", text(accelerator)),
+        ("-cpu", text(cpu)),
+        ("-smp", vcpus.to_string()),
+        ("-m", format!("{}M", memory.0)),
+        ("-device", text("virtio-blk-pci,drive=disk")),
+        ("-device", text("virtio-serial-pci,max_ports=2")),
+        ("-device", format!("virtserialport,id={PORT_ID},chardev=channel,name={PORT_NAME}")),
+        ("-device", text("virtio-rng-pci")),
+        ("-device", text("virtio-net-pci,netdev=net,romfile=")),
+    ]
+}
+
+/// What a blockdev needs besides its name and file. What the guest has flushed survives a crash of the host:
+/// its flushes reach the host's disk (no-flush=off), while other writes may wait in the page cache.
+pub fn disk_options(node: &str, file: &str) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "qcow2",
+        "node-name": node,
+        "discard": "unmap",
+        "detect-zeroes": "unmap",
+        "cache": { "direct": false, "no-flush": false },
+        "file": {
+            "driver": "file",
+            "filename": file,
+            "aio": "threads",
+            "discard": "unmap",
+            "cache": { "direct": false, "no-flush": false },
+        },
+    })
+}
+
+/// The command line; `qmp` and `console` are descriptors that QEMU inherits. Paths of the machine's own
+/// files are relative to its directory.
+fn arguments(spec: &MachineSpec, start: &Start, qmp: RawFd, console: RawFd) -> Vec<String> {
+    let memory = spec.memory.0;
     let mut arguments = Vec::new();
     let mut option = |name: &str, value: &str| arguments.extend([name.to_owned(), value.to_owned()]);
 
     option("-name", &format!("guest={},debug-threads=on", spec.computer));
-    // q35 for vmgenid, which makes the kernels of clones reseed. Controllers nobody uses cost boot time.
-    // The HPET would wake QEMU 250 times a second in an idle computer.
-    option("-machine", "q35,memory-backend=ram,hpet=off,usb=off,smbus=off,sata=off,vmport=off");
-    option("-accel", accelerator);
-    option("-cpu", cpu);
-    option("-smp", &spec.vcpus.to_string());
-    option("-m", &format!("{memory}M"));
-    // A computer's memory is a promise; most of it is never touched.
-    option("-object", &format!("memory-backend-ram,id=ram,size={memory}M,reserve=off"));
+    // The guest's memory is a private mapping of a file that others map too. A computer's memory is a promise;
+    // most of it is never touched (reserve=off).
+    let base = match start {
+        Start::Continue { base: Some(base) } => base.as_str(),
+        Start::Boot | Start::Continue { base: None } => BLANK,
+    };
+    option(
+        "-object",
+        &format!(
+            "memory-backend-file,id={MAIN_BLOCK},size={memory}M,mem-path={base},share=off,readonly=on,rom=off,\
+             reserve=off"
+        ),
+    );
     option("-display", "none");
     option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    // What saves the devices writes no such section, and what loads them would want one.
+    option("-global", "migration.send-configuration=off");
 
     option("-kernel", spec.boot.kernel.as_str());
     option("-initrd", spec.boot.initrd.as_str());
     option("-append", KERNEL_ARGUMENTS);
 
-    // What the guest has flushed survives a crash of the host: its flushes reach the host's disk
-    // (no-flush=off), while other writes may wait in the page cache.
-    option(
-        "-blockdev",
-        &format!(
-            "driver=qcow2,node-name=disk,discard=unmap,detect-zeroes=unmap,cache.direct=off,cache.no-flush=off,\
-             file.driver=file,file.filename={DISK_FILE},file.aio=threads,file.discard=unmap,\
-             file.cache.direct=off,file.cache.no-flush=off"
-        ),
-    );
-    option("-device", "virtio-blk-pci,drive=disk");
-
+    option("-blockdev", &disk_options(DISK_NODE, DISK_FILE).to_string());
     option("-chardev", &format!("socket,id=qmp,fd={qmp}"));
     option("-mon", "chardev=qmp,mode=control");
     option("-chardev", &format!("socket,id=console,fd={console}"));
     option("-serial", "chardev:console");
-    option("-device", "virtio-serial-pci,max_ports=2");
     option("-chardev", &format!("socket,id=channel,path={CHANNEL},server=on,wait=off"));
-    option("-device", &format!("virtserialport,id={PORT_ID},chardev=channel,name={PORT_NAME}"));
-
-    option("-device", "virtio-rng-pci");
-    option("-device", "vmgenid,guid=auto");
     option("-netdev", "user,id=net,ipv6=off");
-    option("-device", "virtio-net-pci,netdev=net,romfile=");
+    for (name, value) in hardware_options(spec.accelerator, spec.vcpus, spec.memory) {
+        option(name, &value);
+    }
+    // A new one at every start: how the guest's kernel learns that it may be one of several.
+    option("-device", "vmgenid,guid=auto");
+    if let Start::Continue { .. } = start {
+        option("-incoming", "defer");
+        arguments.push("-S".to_owned());
+    }
     arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
     arguments
 }

@@ -44,6 +44,8 @@ pub enum QmpEvent {
     Reset { by_guest: bool, at_ms: u64 },
     /// A program in the guest opened or closed the virtio-serial port `id`.
     PortChanged { id: String, open: bool },
+    /// The loading of saved devices is over.
+    Loaded { completely: bool },
 }
 
 #[derive(Debug, Deserialize)]
@@ -119,6 +121,20 @@ impl Qmp {
     /// Leaves the negotiation mode in which QEMU greets; every other command needs this first.
     pub async fn negotiate(&self) -> Result<(), QmpError> {
         self.execute("qmp_capabilities", json!({})).await.map(drop)
+    }
+
+    /// QEMU's version in full.
+    pub async fn version(&self) -> Result<String, QmpError> {
+        let answer = self.execute("query-version", json!({})).await?;
+        let part = |name: &str| answer["qemu"][name].as_u64().unwrap_or(0);
+        let package = answer["package"].as_str().unwrap_or_default();
+        Ok(format!("{}.{}.{} {package}", part("major"), part("minor"), part("micro")).trim_end().to_owned())
+    }
+
+    /// What QEMU's monitor for people answers: for the few things there is no other command for.
+    pub async fn monitor(&self, line: &str) -> Result<String, QmpError> {
+        let answer = self.execute("human-monitor-command", json!({ "command-line": line })).await?;
+        Ok(answer.as_str().unwrap_or_default().to_owned())
     }
 
     pub async fn execute(&self, command: &'static str, arguments: Value) -> Result<Value, QmpError> {
@@ -210,6 +226,11 @@ fn known_event(name: &str, data: &Value, timestamp: &Timestamp) -> Option<QmpEve
                 at_ms: seconds.saturating_mul(1000).saturating_add(milliseconds),
             })
         }
+        "MIGRATION" => match data["status"].as_str()? {
+            "completed" => Some(QmpEvent::Loaded { completely: true }),
+            "failed" => Some(QmpEvent::Loaded { completely: false }),
+            _ => None,
+        },
         "VSERPORT_CHANGE" => {
             Some(QmpEvent::PortChanged { id: data["id"].as_str()?.to_owned(), open: data["open"] == true })
         }

@@ -17,12 +17,14 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use roost_machine_proto::Captured;
 use roost_machine_proto::v1::machine_server::{Machine, MachineServer};
 use roost_machine_proto::v1::{
-    ConsoleReply, ConsoleRequest, Observation, Phase, StopReply, StopRequest, WatchRequest,
+    CaptureReply, CaptureRequest, ConsoleReply, ConsoleRequest, Observation, Phase, StopReply, StopRequest,
+    SuspendReply, SuspendRequest, WatchRequest,
 };
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
@@ -31,6 +33,9 @@ use tower::Service;
 
 use crate::console::Console;
 use crate::link::{CONNECTION_WINDOW, FRAME_SIZE, Guest, STREAM_WINDOW, unavailable};
+use crate::memory::Form;
+use crate::save::Purpose;
+use crate::vm::SaveRequest;
 
 const GUEST_PREFIX: &str = "/roost.guest.v1.";
 /// One control plane and some curious people; each connection carries any number of calls.
@@ -48,6 +53,8 @@ pub struct Served {
     pub console: Arc<Mutex<Console>>,
     /// Where a request to stop goes.
     pub stop: mpsc::Sender<()>,
+    /// Where requests to save go.
+    pub saves: mpsc::Sender<SaveRequest>,
 }
 
 /// Serves until `end`, then lets the calls in progress finish for a moment.
@@ -157,6 +164,19 @@ impl hyper::body::Body for Relayed {
     }
 }
 
+impl Served {
+    /// Goes on to its end also when the caller hangs up.
+    async fn save(&self, purpose: Purpose) -> Result<Captured, Status> {
+        let ended = || Status::unavailable("the computer has ended");
+        let (answer, answered) = oneshot::channel();
+        self.saves.send(SaveRequest { purpose, answer }).await.map_err(|_| ended())?;
+        match answered.await {
+            Ok(result) => result.map_err(Status::failed_precondition),
+            Err(_) => Err(ended()),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Machine for Served {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Observation, Status>> + Send>>;
@@ -185,6 +205,28 @@ impl Machine for Served {
         Ok(tonic::Response::new(StopReply {}))
     }
 
+    async fn suspend(
+        &self,
+        request: tonic::Request<SuspendRequest>,
+    ) -> Result<tonic::Response<SuspendReply>, Status> {
+        let form = if request.into_inner().image { Form::Image } else { Form::Difference };
+        let saved = self.save(Purpose::Suspend(form)).await?;
+        Ok(tonic::Response::new(SuspendReply { memory_bytes: saved.memory_bytes.unwrap_or(0) }))
+    }
+
+    async fn capture(
+        &self,
+        request: tonic::Request<CaptureRequest>,
+    ) -> Result<tonic::Response<CaptureReply>, Status> {
+        let CaptureRequest { memory, layer } = request.into_inner();
+        let saved = self.save(Purpose::Capture { memory: memory.into(), layer: layer.into() }).await?;
+        let pause = saved.pause.unwrap_or_default().as_micros();
+        Ok(tonic::Response::new(CaptureReply {
+            memory_bytes: saved.memory_bytes.unwrap_or(0),
+            pause_us: u64::try_from(pause).unwrap_or(u64::MAX),
+        }))
+    }
+
     async fn console(
         &self,
         request: tonic::Request<ConsoleRequest>,
@@ -207,12 +249,11 @@ mod tests {
     use roost_guest_proto::v1::system_client::SystemClient;
     use roost_guest_proto::v1::system_server::{System, SystemServer};
     use roost_guest_proto::v1::{
-        HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, RunExit, RunInput, RunOutput,
-        SetIdentityReply, SetIdentityRequest, UsageReply, UsageRequest, WaitDesktopReply, WaitDesktopRequest,
-        run_input, run_output,
+        FreezeReply, FreezeRequest, HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, RunExit,
+        RunInput, RunOutput, SetIdentityReply, SetIdentityRequest, ThawReply, ThawRequest, UsageReply,
+        UsageRequest, WaitDesktopReply, WaitDesktopRequest, run_input, run_output,
     };
     use roost_machine_proto::v1::machine_client::MachineClient;
-    use tokio::sync::oneshot;
     use tokio_stream::StreamExt;
     use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
     use tonic::transport::{Channel, Endpoint, Server};
@@ -249,6 +290,17 @@ mod tests {
             _: tonic::Request<WaitDesktopRequest>,
         ) -> Result<tonic::Response<WaitDesktopReply>, Status> {
             std::future::pending().await
+        }
+
+        async fn freeze(
+            &self,
+            _: tonic::Request<FreezeRequest>,
+        ) -> Result<tonic::Response<FreezeReply>, Status> {
+            Ok(tonic::Response::new(FreezeReply {}))
+        }
+
+        async fn thaw(&self, _: tonic::Request<ThawRequest>) -> Result<tonic::Response<ThawReply>, Status> {
+            Ok(tonic::Response::new(ThawReply {}))
         }
 
         async fn usage(
@@ -348,7 +400,10 @@ mod tests {
         let (stop, stop_asked) = mpsc::channel(1);
         let console = Arc::new(Mutex::new(Console::open(path("console.log")).unwrap()));
         console.lock().unwrap().write(b"hello\nworld\n").unwrap();
-        let served = Served { observation: observation.subscribe(), gate: gate.subscribe(), console, stop };
+        // Nobody saves here: every request finds that the computer has ended.
+        let (saves, _) = mpsc::channel(1);
+        let served =
+            Served { observation: observation.subscribe(), gate: gate.subscribe(), console, stop, saves };
         let socket = path("machine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let end = CancellationToken::new();

@@ -5,9 +5,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use camino::Utf8Path;
 use roost_guest_proto::v1::{PowerOffRequest, SetIdentityRequest, WaitDesktopRequest};
 use roost_machine_proto::v1::Observation;
-use roost_machine_proto::{MachineResult, MachineSpec};
+use roost_machine_proto::{Captured, DiskSpec, MEMORY_DIRECTORY, MachineResult, MachineSpec};
 use rustix::rand::GetRandomFlags;
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -21,10 +22,13 @@ use crate::directory::Directory;
 use crate::disk;
 use crate::lines::Tail;
 use crate::link::{self, Guest, LinkEvent, Port};
+use crate::memory::{About, Base, SavedMemory};
 use crate::network::{self, Network, Uplink};
-use crate::qemu::{self, CHANNEL, PORT_ID, Qemu};
+use crate::qemu::{self, CHANNEL, DISK_NODE, PORT_ID, Qemu, Start};
 use crate::qmp::{self, Qmp, QmpEvent, QmpReader};
-use crate::state::{Action, Ending, Event, QemuExit, State, step};
+use crate::resume;
+use crate::save::{self, Purpose, SaveError, Saving};
+use crate::state::{Action, Ending, Event, Origin, QemuExit, Save, State, step};
 use crate::task::Task;
 
 /// Console lines that go with a failure.
@@ -36,8 +40,25 @@ const ENTROPY_BYTES: usize = 256;
 /// How long the last output of a QEMU that has ended may take to be read.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Somebody's wish to have the computer saved.
+#[derive(Debug)]
+pub struct SaveRequest {
+    pub purpose: Purpose,
+    /// The answer; why not, in words for a person.
+    pub answer: oneshot::Sender<Result<Captured, String>>,
+}
+
 /// A call to the agent in progress.
 type Call<'a> = Pin<Box<dyn Future<Output = Event> + Send + 'a>>;
+
+/// Saving or loading in progress.
+type Work<'a> = Pin<Box<dyn Future<Output = Worked> + Send + 'a>>;
+
+#[derive(Debug)]
+enum Worked {
+    Saved(Result<Captured, SaveError>),
+    Resumed(Result<(), String>),
+}
 
 /// The ends of the owner's channels that others hold.
 #[derive(Debug)]
@@ -55,6 +76,18 @@ struct Vm<'a> {
     events: mpsc::Sender<Event>,
     links: mpsc::Sender<LinkEvent>,
     machine: Option<Started>,
+    /// What the computer continues from, until that has been tried.
+    memory: Option<SavedMemory>,
+    /// What the memory of this computer is a difference to.
+    base: Base,
+    /// The wish that is being decided on, and those that are being fulfilled: one save, asked for any number of
+    /// times.
+    asked: Option<SaveRequest>,
+    saving: Vec<SaveRequest>,
+    /// The save in progress, or the loading.
+    work: Option<Work<'a>>,
+    /// Nodes for the disk so far: a capture gives it a new one.
+    disk_nodes: u32,
     /// The connection that was reported last and has not been reported lost.
     guest: Option<Guest>,
     /// At most one call to the agent, or the preparation of the disk.
@@ -65,18 +98,22 @@ struct Vm<'a> {
 /// What lives as long as QEMU does.
 struct Started {
     qmp: Qmp,
+    pid: u32,
+    /// QEMU's name for what is the guest's disk now.
+    disk_node: String,
     kill: Option<oneshot::Sender<()>>,
     _uplink: Uplink,
     _link: Task<()>,
     _supervisor: Task<()>,
 }
 
-/// Runs the computer of `spec` to its end. `stop` asks for a clean one.
+/// Runs the computer of `spec` to its end. `stop` asks for a clean one, `saves` for what they say.
 pub async fn run(
     spec: &MachineSpec,
     directory: &Directory,
     publisher: &Publisher,
     mut stop: mpsc::Receiver<()>,
+    mut saves: mpsc::Receiver<SaveRequest>,
 ) -> MachineResult {
     let (events, mut event) = mpsc::channel(32);
     let (links, mut link) = mpsc::channel(4);
@@ -88,16 +125,26 @@ pub async fn run(
         events,
         links,
         machine: None,
+        memory: None,
+        base: Base::Blank,
+        asked: None,
+        saving: Vec::new(),
+        work: None,
+        disk_nodes: 0,
         guest: None,
         call: None,
         deadline: None,
     };
     vm.call = Some(Box::pin(async {
         match disk::prepare(directory, &spec.disk).await {
-            Ok(()) => Event::Prepared,
+            Ok(()) => Event::Prepared(Origin::Kernel),
             Err(error) => Event::PrepareFailed { reason: error.to_string() },
         }
     }));
+    match find_memory(spec) {
+        Ok(memory) => vm.memory = memory,
+        Err(reason) => vm.tell_memory_lost(reason),
+    }
     loop {
         if let State::Ended(ending) = &vm.state {
             return vm.result(ending.clone());
@@ -106,9 +153,20 @@ pub async fn run(
             Some(event) = event.recv() => event,
             Some(event) = link.recv() => vm.take_link_event(event),
             Some(()) = stop.recv() => Event::StopAsked,
+            Some(request) = saves.recv() => match vm.take_save_request(request) {
+                Some(event) => event,
+                None => continue,
+            },
             outcome = answered(&mut vm.call) => {
                 vm.call = None;
-                outcome
+                match outcome {
+                    Event::Prepared(_) if vm.memory.is_some() => Event::Prepared(Origin::Memory),
+                    outcome => outcome,
+                }
+            }
+            worked = answered(&mut vm.work) => {
+                vm.work = None;
+                vm.take_work(worked)
             }
             () = passed(vm.deadline) => {
                 vm.deadline = None;
@@ -133,6 +191,25 @@ impl Vm<'_> {
             self.act(action);
         }
         self.publish();
+    }
+
+    /// A wish that is being fulfilled already is only noted.
+    fn take_save_request(&mut self, request: SaveRequest) -> Option<Event> {
+        if self.saving.first().is_some_and(|save| save.purpose == request.purpose) {
+            self.saving.push(request);
+            return None;
+        }
+        let save = match request.purpose {
+            Purpose::Suspend(_) => Save::Suspend,
+            Purpose::Capture { .. } => Save::Capture,
+        };
+        self.asked = Some(request);
+        Some(Event::SaveAsked(save))
+    }
+
+    fn tell_memory_lost(&self, reason: String) {
+        tracing::warn!("the saved memory is not continued from: {reason}");
+        self.publisher.observation.send_modify(|observation| observation.memory_lost = reason);
     }
 
     /// The end is published by the caller of [`run`], after it is written down.
@@ -177,12 +254,19 @@ impl Vm<'_> {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::StartQemu => {
-                if let Err(reason) = self.start() {
+            Action::StartQemu(origin) => {
+                if let Err(reason) = self.start(origin) {
                     // The channel has room: nobody else sends before QEMU runs.
                     if self.events.try_send(Event::StartFailed { reason }).is_err() {
                         unreachable!("the owner holds the receiver, and the channel is empty");
                     }
+                }
+            }
+            Action::TellMemoryLost(reason) => self.tell_memory_lost(reason),
+            Action::Save => self.save(),
+            Action::RefuseSave(why) => {
+                if let Some(request) = self.asked.take() {
+                    answer(request, Err(why.to_owned()));
                 }
             }
             Action::SetDeadline(from_now) => self.deadline = Some(Instant::now() + from_now),
@@ -235,14 +319,82 @@ impl Vm<'_> {
         });
     }
 
-    fn start(&mut self) -> Result<(), String> {
+    fn save(&mut self) {
+        let (Some(request), Some(machine)) = (self.asked.take(), &self.machine) else { return };
+        // The number is spent whether the capture succeeds or not: QEMU may still know the node.
+        self.disk_nodes += 1;
+        let next_disk_node = format!("{DISK_NODE}-{}", self.disk_nodes);
+        let (qmp, hardware, base) = (machine.qmp.clone(), hardware(self.spec), self.base.clone());
+        let (qemu, guest, disk_node) = (machine.pid, self.guest.clone(), machine.disk_node.clone());
+        let (purpose, directory) = (request.purpose.clone(), self.directory);
+        self.saving = vec![request];
+        self.work = Some(Box::pin(async move {
+            let work = async {
+                let about = About { hardware, qemu: qmp.version().await?, base };
+                let saving = Saving { qmp, qemu, guest, about, disk_node, next_disk_node };
+                match purpose {
+                    Purpose::Suspend(form) => {
+                        let memory = save::suspend(&saving, form).await?;
+                        Ok(Captured { disk_bytes: 0, memory_bytes: Some(memory), pause: None })
+                    }
+                    Purpose::Capture { memory, layer } => {
+                        save::capture(&saving, directory, &memory, &layer).await
+                    }
+                }
+            };
+            Worked::Saved(work.await)
+        }));
+    }
+
+    fn take_work(&mut self, worked: Worked) -> Event {
+        match worked {
+            Worked::Resumed(Ok(())) => Event::Resumed,
+            Worked::Resumed(Err(reason)) => Event::ResumeFailed { reason },
+            Worked::Saved(result) => {
+                let switched = match &result {
+                    Ok(_) => self.saving.iter().any(|save| matches!(save.purpose, Purpose::Capture { .. })),
+                    Err(error) => matches!(error, SaveError::AfterSwitch(_)),
+                };
+                if switched && let Some(machine) = &mut self.machine {
+                    machine.disk_node = format!("{DISK_NODE}-{}", self.disk_nodes);
+                }
+                let event = if result.is_ok() { Event::Saved } else { Event::SaveFailed };
+                let result = result.map_err(|error| error.to_string());
+                if let Err(reason) = &result {
+                    tracing::warn!("the save failed: {reason}");
+                }
+                for request in self.saving.drain(..) {
+                    answer(request, result.clone());
+                }
+                event
+            }
+        }
+    }
+
+    fn start(&mut self, origin: Origin) -> Result<(), String> {
         let allow = self.spec.network.allow.iter().map(|text| text.parse::<Network>());
         let allow =
             allow.collect::<Result<Vec<_>, _>>().map_err(|error| format!("network.allow: {error}"))?;
         let host = network::host_networks()
             .map_err(|error| format!("cannot read the addresses of this host: {error}"))?;
         let rules = network::policy(&host, &allow);
-        let qemu = qemu::start(self.spec, self.directory, &rules).map_err(|error| error.to_string())?;
+        let memory = self.memory.take().filter(|_| origin == Origin::Memory);
+        let start = match &memory {
+            Some(memory) => Start::Continue { base: memory.base() },
+            None => Start::Boot,
+        };
+        self.base = match &memory {
+            Some(memory) => memory.next_base().map_err(|error| error.to_string())?,
+            None => {
+                // The disk changes from here on; memory that was saved with it is of no use any more.
+                resume::consume().map_err(|error| error.to_string())?;
+                Base::Blank
+            }
+        };
+        // Nothing of an earlier QEMU: it has ended.
+        self.machine = None;
+        let qemu =
+            qemu::start(self.spec, &start, self.directory, &rules).map_err(|error| error.to_string())?;
         let pid = qemu.child.id().expect("a child that has not been waited for has a pid");
         tracing::info!("QEMU runs as process {pid}");
         let uplink =
@@ -250,19 +402,42 @@ impl Vm<'_> {
 
         let Qemu { child, qmp, console, stderr } = qemu;
         let (qmp, reader) = qmp::split(qmp);
-        let (port, port_changes) = watch::channel(Port::Closed);
+        let port = Arc::new(watch::Sender::new(Port::Closed));
+        let port_changes = port.subscribe();
+        let loaded = watch::Sender::new(None);
+        let loading = loaded.subscribe();
         let (kill, killed) = oneshot::channel();
-        let output =
-            Output { console: Some(console), log: self.publisher.console.clone(), port, last_reset_ms: 0 };
+        let output = Output {
+            console: Some(console),
+            log: self.publisher.console.clone(),
+            port: port.clone(),
+            loaded,
+            last_reset_ms: 0,
+        };
         let supervisor = supervise(child, killed, reader, output, stderr, self.events.clone());
         let negotiating = qmp.clone();
-        tokio::spawn(async move {
-            if let Err(error) = negotiating.negotiate().await {
-                tracing::warn!("QMP does not start: {error}");
+        match memory {
+            Some(memory) => {
+                self.work = Some(Box::pin(async move {
+                    let resuming = async {
+                        negotiating.negotiate().await?;
+                        resume::resume(&negotiating, pid, memory, loading, &port).await
+                    };
+                    Worked::Resumed(resuming.await.map_err(|error| error.to_string()))
+                }));
             }
-        });
+            None => {
+                tokio::spawn(async move {
+                    if let Err(error) = negotiating.negotiate().await {
+                        tracing::warn!("QMP does not start: {error}");
+                    }
+                });
+            }
+        }
         self.machine = Some(Started {
             qmp,
+            pid,
+            disk_node: DISK_NODE.to_owned(),
             kill: Some(kill),
             _uplink: uplink,
             _link: Task::spawn(link::keep(CHANNEL.to_owned(), port_changes, self.links.clone())),
@@ -315,7 +490,8 @@ struct Output {
     /// `None` after its end.
     console: Option<UnixStream>,
     log: Arc<Mutex<Console>>,
-    port: watch::Sender<Port>,
+    port: Arc<watch::Sender<Port>>,
+    loaded: watch::Sender<Option<bool>>,
     last_reset_ms: u64,
 }
 
@@ -365,6 +541,10 @@ impl Output {
                 }
                 None
             }
+            QmpEvent::Loaded { completely } => {
+                self.loaded.send_replace(Some(completely));
+                None
+            }
         }
     }
 
@@ -393,7 +573,31 @@ impl Output {
     }
 }
 
-async fn answered(call: &mut Option<Call<'_>>) -> Event {
+/// The memory to continue from, or why there is none although there should be.
+fn find_memory(spec: &MachineSpec) -> Result<Option<SavedMemory>, String> {
+    let (directory, wanted) = match &spec.disk {
+        DiskSpec::New { memory: None, .. } => return Ok(None),
+        DiskSpec::New { memory: Some(memory), .. } => (memory.as_path(), true),
+        DiskSpec::Existing => (Utf8Path::new(MEMORY_DIRECTORY), false),
+    };
+    match SavedMemory::find(directory, &hardware(spec)) {
+        Ok(None) if wanted => Err(format!("there is none in {directory}")),
+        Ok(memory) => Ok(memory),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn hardware(spec: &MachineSpec) -> String {
+    qemu::hardware(spec.accelerator, spec.vcpus, spec.memory)
+}
+
+fn answer(request: SaveRequest, result: Result<Captured, String>) {
+    if request.answer.send(result).is_err() {
+        tracing::info!("whoever asked for the save is not there any more");
+    }
+}
+
+async fn answered<T>(call: &mut Option<Pin<Box<dyn Future<Output = T> + Send + '_>>>) -> T {
     match call {
         Some(call) => call.await,
         None => std::future::pending().await,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use harness::{Machine, Template, exec, exec_ok};
 use roost_machine_proto::v1::Phase;
-use roost_machine_proto::{DISK_FILE, MachineResult, SOCKET_FILE};
+use roost_machine_proto::{DISK_FILE, MachineResult, MachineSpec, SOCKET_FILE};
 
 /// Not a test: the body of the machine process that the others start.
 #[test]
@@ -158,6 +158,138 @@ async fn a_computer_runs_stops_and_runs_again_with_its_files() {
     machine.watch_until(Phase::Stopped, Duration::from_secs(90)).await;
     machine.wait_for_exit();
     assert_eq!(machine.outcome().result, MachineResult::Stopped);
+}
+
+/// A counter that runs on, an unflushed file, and what tells one computer from another.
+const COUNTER: &str =
+    "nohup sh -c 'n=0; while :; do n=$((n+1)); echo $n > /dev/shm/n; sleep 0.05; done' >/dev/null 2>&1 &";
+const COUNT: &str = "cat /dev/shm/n";
+const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
+const RANDOM: &str =
+    "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | base64; cat /etc/machine-id";
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn a_template_is_forked_suspended_continued_captured_and_cloned() {
+    let template = Template::find();
+    let mut first = Machine::new(&template);
+    first.start();
+    first.watch_until(Phase::Running, Duration::from_secs(300)).await;
+    let bytes = first.suspend(true).await.unwrap();
+    first.ended().await;
+    println!("memory of the template: {} MiB", bytes >> 20);
+    let memory = first.path("memory");
+    let MachineSpec { accelerator, vcpus, memory: size, .. } = first.spec;
+    roost_machine::verify_memory(&memory, &roost_machine::hardware(accelerator, vcpus, size)).unwrap();
+
+    // Two forks: at once there, and not the same.
+    let mut forks = Vec::new();
+    for _ in 0..2 {
+        let mut fork = first.forked(first.path(DISK_FILE), Some(memory.clone()));
+        let began = std::time::Instant::now();
+        fork.start();
+        let seen = fork.watch_until(Phase::Running, Duration::from_secs(60)).await;
+        println!("forked: {:?}", began.elapsed());
+        assert_eq!(seen.memory_lost, "", "{}", fork.log());
+        let mut guest = fork.guest().await;
+        exec_ok(&mut guest, "true").await;
+        println!("first exec: {:?}", began.elapsed());
+        forks.push(fork);
+    }
+    let mut seen = std::collections::HashSet::new();
+    for fork in &forks {
+        let mut guest = fork.guest().await;
+        for line in exec_ok(&mut guest, RANDOM).await.lines() {
+            assert!(seen.insert(line.to_owned()), "{line} is there twice");
+        }
+        let clock: f64 = exec_ok(&mut guest, "date +%s.%N").await.trim().parse().unwrap();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        println!("clock: {:.3} s behind when the answer is here", now.as_secs_f64() - clock);
+    }
+
+    // Suspended and continued again and again: nothing is different.
+    let mut fork = forks.pop().unwrap();
+    let mut guest = fork.guest().await;
+    exec_ok(&mut guest, COUNTER).await;
+    exec_ok(&mut guest, "echo unflushed > ~/file").await;
+    let boot = exec_ok(&mut guest, BOOT).await;
+    let mut count = 0;
+    for round in 0..5 {
+        let began = std::time::Instant::now();
+        let bytes = fork.suspend(false).await.unwrap();
+        let saved = began.elapsed();
+        fork.ended().await;
+        println!("suspend {round}: {saved:?}, ended {:?}, {} KiB", began.elapsed(), bytes >> 10);
+        fork.check_disk();
+        let began = std::time::Instant::now();
+        let seen = fork.start_again().await;
+        println!("continued: {:?}", began.elapsed());
+        assert_eq!(seen.memory_lost, "");
+        let mut guest = fork.guest().await;
+        assert_eq!(exec_ok(&mut guest, BOOT).await, boot);
+        println!("first exec: {:?}", began.elapsed());
+        let now: u64 = exec_ok(&mut guest, COUNT).await.trim().parse().unwrap();
+        assert!(now > count, "{now} after {count}");
+        count = now;
+        assert_eq!(exec_ok(&mut guest, "cat ~/file").await, "unflushed\n");
+        assert!(!fork.path("memory").exists(), "used memory stays");
+    }
+
+    // Captured while it runs; clones go on from there, also a clone of a clone.
+    let reply = fork.capture("one").await.unwrap();
+    println!("capture: paused {} us, {} KiB", reply.pause_us, reply.memory_bytes >> 10);
+    assert_eq!(fork.capture("one").await.unwrap(), reply, "asked again");
+    let mut guest = fork.guest().await;
+    exec_ok(&mut guest, "echo later > ~/file; sync").await;
+    let captured = |machine: &Machine, name: &str| {
+        (machine.path(&format!("{name}.qcow2")), Some(machine.path(&format!("captures/{name}/memory"))))
+    };
+    let (base, memory) = captured(&fork, "one");
+    let mut clone = fork.forked(base, memory);
+    clone.start();
+    let seen = clone.watch_until(Phase::Running, Duration::from_secs(60)).await;
+    assert_eq!(seen.memory_lost, "");
+    let mut guest = clone.guest().await;
+    assert_eq!(exec_ok(&mut guest, BOOT).await, boot);
+    assert_eq!(exec_ok(&mut guest, "cat ~/file").await, "unflushed\n", "the source's later write");
+    let one: u64 = exec_ok(&mut guest, COUNT).await.trim().parse().unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let two: u64 = exec_ok(&mut guest, COUNT).await.trim().parse().unwrap();
+    assert!(one >= count && two > one, "{count} {one} {two}");
+    clone.capture("two").await.unwrap();
+    let (base, memory) = captured(&clone, "two");
+    let mut grandchild = clone.forked(base, memory);
+    grandchild.start();
+    grandchild.watch_until(Phase::Running, Duration::from_secs(60)).await;
+    assert_eq!(exec_ok(&mut grandchild.guest().await, "cat ~/file").await, "unflushed\n");
+}
+
+#[tokio::test]
+#[ignore = "boots a VM"]
+async fn a_computer_whose_memory_is_damaged_boots_with_every_file_and_says_why() {
+    let template = Template::find();
+    let mut machine = Machine::new(&template);
+    machine.start();
+    machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
+    let mut guest = machine.guest().await;
+    let boot = exec_ok(&mut guest, BOOT).await;
+    // Not synced: that is the suspend's business.
+    exec_ok(&mut guest, "echo unflushed > ~/file").await;
+    machine.suspend(false).await.unwrap();
+    machine.ended().await;
+    let pages = machine.path("memory/pages");
+    let mut content = std::fs::read(&pages).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 1;
+    std::fs::write(&pages, content).unwrap();
+    let seen = machine.start_again().await;
+    assert!(seen.memory_lost.contains("damaged"), "{:?}", seen.memory_lost);
+    let mut guest = machine.guest().await;
+    assert_ne!(exec_ok(&mut guest, BOOT).await, boot);
+    assert_eq!(exec_ok(&mut guest, "cat ~/file").await, "unflushed\n");
+    machine.stop().await;
+    machine.ended().await;
+    machine.check_disk();
 }
 
 #[tokio::test]

@@ -1,29 +1,39 @@
 //! What concerns the computer as a whole: who it is, how it is, and its end.
 
 pub(crate) mod environment;
+mod freeze;
 mod identity;
 mod usage;
 
+use std::sync::Arc;
+
 use roost_guest_proto::v1::{
-    HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, SetIdentityReply, SetIdentityRequest,
-    UsageReply, UsageRequest, WaitDesktopReply, WaitDesktopRequest, system_server::System,
+    FreezeReply, FreezeRequest, HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, SetIdentityReply,
+    SetIdentityRequest, ThawReply, ThawRequest, UsageReply, UsageRequest, WaitDesktopReply,
+    WaitDesktopRequest, system_server::System,
 };
 use tonic::{Request, Response, Status};
 
-use self::{environment::Environment, identity::Identity};
+use self::{
+    environment::Environment,
+    freeze::Freezer,
+    identity::{Became, Identity},
+};
 use crate::desktop::readiness::Readiness;
 
 #[derive(Debug)]
 pub(crate) struct SystemService {
     environment: Environment,
     readiness: Readiness,
-    /// Held by the one call that is changing the computer's identity.
-    changing: tokio::sync::Mutex<()>,
+    freezer: Freezer,
+    /// Held by the one call that is changing the computer's identity, or freezing its disks: the former
+    /// writes files, for which the latter would make it wait.
+    changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl SystemService {
     pub(crate) fn new(environment: Environment, readiness: Readiness) -> Self {
-        Self { environment, readiness, changing: tokio::sync::Mutex::new(()) }
+        Self { environment, readiness, freezer: Freezer::new(), changing: Arc::default() }
     }
 }
 
@@ -35,6 +45,16 @@ where
 {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(Into::into),
+        Err(panic) => Err(Status::internal(format!("the agent failed: {panic}"))),
+    }
+}
+
+/// Runs what must not stop half-way when the call that asked for it is dropped.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
         Err(panic) => Err(Status::internal(format!("the agent failed: {panic}"))),
     }
 }
@@ -61,10 +81,37 @@ impl System for SystemService {
         // Everything is checked before anything is changed.
         let identity = Identity::check(hostname, machine_id, wall_clock_ns, entropy)?;
         let variables = environment::check(env)?;
-        let _changing = self.changing.lock().await;
-        blocking(move || identity.assume()).await?;
-        self.environment.replace(variables).await?;
+        let changing = self.changing.clone().lock_owned().await;
+        let (freezer, environment) = (self.freezer.clone(), self.environment.clone());
+        // A change that went on without its lock would meet the next one, and could win.
+        to_its_end(async move {
+            let _changing = changing;
+            // Every restore begins with this call, and the guest may have been saved while it was frozen.
+            freezer.thaw().await?;
+            if blocking(move || identity.assume()).await? == Became::Another {
+                // Not waited for: nobody who is let in now needs it.
+                tokio::spawn(identity::start_anew());
+            }
+            environment.replace(variables).await
+        })
+        .await?;
         Ok(Response::new(SetIdentityReply {}))
+    }
+
+    async fn freeze(&self, _: Request<FreezeRequest>) -> Result<Response<FreezeReply>, Status> {
+        let changing = self.changing.clone().lock_owned().await;
+        let freezer = self.freezer.clone();
+        to_its_end(async move {
+            let _changing = changing;
+            freezer.freeze().await
+        })
+        .await?;
+        Ok(Response::new(FreezeReply {}))
+    }
+
+    async fn thaw(&self, _: Request<ThawRequest>) -> Result<Response<ThawReply>, Status> {
+        self.freezer.thaw().await?;
+        Ok(Response::new(ThawReply {}))
     }
 
     async fn wait_desktop(
@@ -80,6 +127,10 @@ impl System for SystemService {
     }
 
     async fn power_off(&self, _: Request<PowerOffRequest>) -> Result<Response<PowerOffReply>, Status> {
+        // A shutdown writes. One that cannot be thawed may still end in other ways.
+        if let Err(error) = self.freezer.thaw().await {
+            tracing::error!(%error, "thaw the filesystems before the shutdown");
+        }
         // Now, so that a shutdown that is cut short loses nothing.
         blocking(|| -> Result<(), Status> {
             rustix::fs::sync();

@@ -9,12 +9,17 @@ mod port;
 
 use std::{convert::Infallible, io, path::PathBuf};
 
+use hyper::{
+    body::{Body, Incoming},
+    service::Service,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixListener,
 };
 
+use self::port::Device;
 pub(crate) use self::port::{Port, PortError};
 use crate::services::Services;
 
@@ -25,6 +30,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// Larger frames cost less per byte; this is still short enough for small calls to slip in between.
 const FRAME_SIZE: u32 = 64 * 1024;
 const CONCURRENT_CALLS: u32 = 1000;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -38,7 +45,21 @@ pub(crate) enum ServeError {
 
 /// Serves the virtio-serial port, one connection after the other, for ever.
 pub(crate) async fn serve_port(path: PathBuf, services: Services) -> Result<Infallible, ServeError> {
-    let mut port = Port::open(path)?;
+    serve_connections(Port::open(path)?, services).await
+}
+
+/// The next connection is not looked for before the last has ended, and that takes no time: the end of the
+/// port's stream, or of its writing when that comes first, drops every call in flight with what it had still
+/// to say.
+async fn serve_connections<S, B>(mut port: Port<impl Device>, services: S) -> Result<Infallible, ServeError>
+where
+    S: Service<http::Request<Incoming>, Response = http::Response<B>> + Clone,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
     loop {
         port.next_connection().await?;
         tracing::info!("the host has connected");
@@ -69,7 +90,15 @@ pub(crate) async fn serve_unix(path: PathBuf, services: Services) -> Result<Infa
     }
 }
 
-async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, services: Services) {
+async fn serve_connection<S, B>(stream: impl AsyncRead + AsyncWrite + Unpin, services: S)
+where
+    S: Service<http::Request<Incoming>, Response = http::Response<B>>,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
     let ended = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .initial_connection_window_size(CONNECTION_WINDOW)
         .initial_stream_window_size(STREAM_WINDOW)

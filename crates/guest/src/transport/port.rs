@@ -69,12 +69,36 @@ pub(crate) enum PortError {
     Wait { path: PathBuf, source: io::Error },
 }
 
+/// What is done with the device; tests have one of their own.
+pub(crate) trait Device: AsFd + Unpin {
+    /// Appends what one read gives; 0 when the host's end is closed.
+    fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, Errno>;
+    fn write(&self, data: &[u8]) -> Result<usize, Errno>;
+    fn host_is_gone(&self) -> Result<bool, Errno>;
+}
+
+impl Device for OwnedFd {
+    fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+        rustix::io::read(self, rustix::buffer::spare_capacity(buffer))
+    }
+
+    fn write(&self, data: &[u8]) -> Result<usize, Errno> {
+        rustix::io::write(self, data)
+    }
+
+    fn host_is_gone(&self) -> Result<bool, Errno> {
+        let mut device = [PollFd::from_borrowed_fd(self.as_fd(), PollFlags::empty())];
+        poll(&mut device, Some(&NO_WAIT))?;
+        Ok(device[0].revents().contains(PollFlags::HUP))
+    }
+}
+
 /// The device. As a stream it is the current connection, and ends when that does; call
 /// [`Port::next_connection`] before each. Reads and writes must come from one task.
 #[derive(Debug)]
-pub(crate) struct Port {
+pub(crate) struct Port<D = OwnedFd> {
     path: PathBuf,
-    device: OwnedFd,
+    device: D,
     edges: AsyncFd<OwnedFd>,
     reading: Side,
     writing: Side,
@@ -118,8 +142,10 @@ impl Port {
             Err(source) => Err(PortError::Open { path, source: source.into() }),
         }
     }
+}
 
-    fn over(device: OwnedFd, path: PathBuf) -> Result<Self, PortError> {
+impl<D: Device> Port<D> {
+    fn over(device: D, path: PathBuf) -> Result<Self, PortError> {
         let watch = || -> io::Result<AsyncFd<OwnedFd>> {
             let edges = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
@@ -201,8 +227,8 @@ impl Port {
     /// Tells whoever is connected that this is not the agent it knows.
     async fn reject(&mut self) -> io::Result<()> {
         let mut left = &NO_FRAME[..];
-        while !left.is_empty() && !self.host_is_gone()? {
-            match rustix::io::write(&self.device, left) {
+        while !left.is_empty() && !self.device.host_is_gone()? {
+            match self.device.write(left) {
                 Ok(count) => left = &left[count..],
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) => {
@@ -218,7 +244,7 @@ impl Port {
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
             self.received.reserve(READ_SIZE);
-            match rustix::io::read(&self.device, rustix::buffer::spare_capacity(&mut self.received)) {
+            match self.device.read(&mut self.received) {
                 Ok(count) => return Poll::Ready(Ok(count)),
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) => ready!(self.poll_edge(context, Direction::Read))?,
@@ -234,12 +260,12 @@ impl Port {
             if self.state != State::Connected {
                 return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
             }
-            match rustix::io::write(&self.device, &self.outgoing[self.written..]) {
+            match self.device.write(&self.outgoing[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(Errno::INTR) => {}
                 // A closed host end also "would block"; HTTP/2 may not read on while it cannot write, so
                 // the end of the connection has to be found here.
-                Err(Errno::WOULDBLOCK) if self.host_is_gone()? => self.state = State::Between,
+                Err(Errno::WOULDBLOCK) if self.device.host_is_gone()? => self.state = State::Between,
                 Err(Errno::WOULDBLOCK) => ready!(self.poll_edge(context, Direction::Write))?,
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -283,12 +309,6 @@ impl Port {
         }
     }
 
-    fn host_is_gone(&self) -> io::Result<bool> {
-        let mut device = [PollFd::from_borrowed_fd(self.device.as_fd(), PollFlags::empty())];
-        poll(&mut device, Some(&NO_WAIT))?;
-        Ok(device[0].revents().contains(PollFlags::HUP))
-    }
-
     fn begins_connection(data: &[u8]) -> bool {
         match data.strip_prefix(PREFACE) {
             Some([]) => true,
@@ -300,7 +320,7 @@ impl Port {
 
 const NO_WAIT: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
 
-impl AsyncRead for Port {
+impl<D: Device> AsyncRead for Port<D> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -332,7 +352,7 @@ impl AsyncRead for Port {
     }
 }
 
-impl AsyncWrite for Port {
+impl<D: Device> AsyncWrite for Port<D> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let port = self.get_mut();
         if port.outgoing.len() == WRITE_SIZE {
@@ -355,10 +375,23 @@ impl AsyncWrite for Port {
 
 #[cfg(test)]
 mod tests {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::{
+        convert::Infallible,
+        os::fd::BorrowedFd,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, AtomicUsize, Ordering},
+        },
+    };
+
+    use bytes::Bytes;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::transport::serve_connections;
 
     const SETTINGS: &[u8] = &[0, 0, 0, SETTINGS_TYPE, 0, 0, 0, 0, 0];
 
@@ -481,5 +514,166 @@ mod tests {
         }
         send(&host, PREFACE);
         expect(&mut listen.await.unwrap().unwrap(), PREFACE).await;
+    }
+
+    /// A device whose host end closes and opens, as the driver shows it. An empty message is how the test
+    /// makes the edge that either is.
+    #[derive(Debug)]
+    struct Reopened {
+        socket: OwnedFd,
+        seen: Arc<Seen>,
+    }
+
+    #[derive(Debug, Default)]
+    struct Seen {
+        closed: AtomicBool,
+        looks: AtomicUsize,
+        full: AtomicBool,
+    }
+
+    impl AsFd for Reopened {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.socket.as_fd()
+        }
+    }
+
+    impl Device for Reopened {
+        fn read(&self, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+            self.seen.looks.fetch_add(1, Ordering::Relaxed);
+            loop {
+                match self.socket.read(buffer) {
+                    Ok(0) => {}
+                    Err(Errno::WOULDBLOCK) if self.host_is_gone()? => return Ok(0),
+                    result => return result,
+                }
+            }
+        }
+
+        fn write(&self, data: &[u8]) -> Result<usize, Errno> {
+            self.seen.looks.fetch_add(1, Ordering::Relaxed);
+            let result = if self.host_is_gone()? { Err(Errno::WOULDBLOCK) } else { self.socket.write(data) };
+            self.seen.full.store(result == Err(Errno::WOULDBLOCK), Ordering::Relaxed);
+            result
+        }
+
+        fn host_is_gone(&self) -> Result<bool, Errno> {
+            Ok(self.seen.closed.load(Ordering::Relaxed))
+        }
+    }
+
+    struct Host {
+        end: OwnedFd,
+        seen: Arc<Seen>,
+    }
+
+    impl Host {
+        /// What the guest has sent and nobody has read is thrown away.
+        fn close(&self) {
+            self.seen.closed.store(true, Ordering::Relaxed);
+            while self.receive().is_some() {}
+            rustix::net::send(&self.end, b"", SendFlags::empty()).unwrap();
+        }
+
+        fn open(&self) {
+            self.seen.closed.store(false, Ordering::Relaxed);
+            rustix::net::send(&self.end, b"", SendFlags::empty()).unwrap();
+        }
+
+        fn receive(&self) -> Option<Vec<u8>> {
+            let mut buffer = vec![0; NO_FRAME.len()];
+            match rustix::io::read(&self.end, &mut buffer[..]) {
+                Ok(count) => Some(buffer[..count].to_vec()),
+                Err(Errno::WOULDBLOCK) => None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+
+        /// As much HTTP/2 as it takes to ask for `/` and to let the answer come without an end.
+        fn ask(&self) {
+            let settings = [0, 0, 6, SETTINGS_TYPE, 0, 0, 0, 0, 0, 0, 4, 0x3f, 0xff, 0xff, 0xff];
+            let window = [0, 0, 4, 8, 0, 0, 0, 0, 0, 0x3f, 0, 0, 0];
+            let headers = [0, 0, 10, 1, 5, 0, 0, 0, 1, 0x82, 0x86, 0x84, 0x41, 5];
+            send(&self.end, &[PREFACE, &settings, &window, &headers, b"guest"].concat());
+        }
+    }
+
+    async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+        for _ in 0..1000 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("gave up waiting until {what}");
+    }
+
+    /// A host, and an agent stuck in the middle of an endless reply because the host reads nothing. The count
+    /// is of replies that are being sent.
+    async fn stuck() -> (Host, Arc<()>) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (socket, end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        let seen = Arc::new(Seen::default());
+        let port = Port::over(Reopened { socket, seen: seen.clone() }, "test".into()).unwrap();
+        let replies = Arc::new(());
+        let reply = replies.clone();
+        let service = hyper::service::service_fn(move |_| {
+            let reply = reply.clone();
+            let pieces = futures_util::stream::repeat_with(move || {
+                let _sent_as_long_as_this_lives = &reply;
+                Ok::<_, Infallible>(Frame::data(Bytes::from_static(&[b'x'; 32 * 1024])))
+            });
+            async move { Ok::<_, Infallible>(http::Response::new(StreamBody::new(pieces))) }
+        });
+        tokio::spawn(serve_connections(port, Arc::new(service)));
+        let host = Host { end, seen };
+        host.ask();
+        until("the port is full", || host.seen.full.load(Ordering::Relaxed)).await;
+        (host, replies)
+    }
+
+    /// The first that a new connection gets is its own: no rest of the old one, and no [`NO_FRAME`], which
+    /// comes when a preface is late.
+    async fn expect_a_reply(host: &Host) {
+        let mut first = None;
+        until("the agent replies", || {
+            first = host.receive();
+            first.is_some()
+        })
+        .await;
+        assert_eq!(first.unwrap()[3..9], SETTINGS[3..9]);
+        until("the reply flows", || host.receive().is_some_and(|data| data.ends_with(b"xxxx"))).await;
+    }
+
+    #[tokio::test]
+    async fn a_host_that_goes_in_the_middle_of_a_reply_ends_it_and_the_next_is_served() {
+        let (host, replies) = stuck().await;
+        let idle = 2; // the test's and the service's
+        assert_eq!(Arc::strong_count(&replies), idle + 1);
+        for _ in 0..3 {
+            host.close();
+            until("the call has ended", || Arc::strong_count(&replies) == idle).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let looks = host.seen.looks.load(Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(host.seen.looks.load(Ordering::Relaxed), looks, "a closed port is not looked at");
+            host.open();
+            host.ask();
+            expect_a_reply(&host).await;
+            until("the port is full", || host.seen.full.load(Ordering::Relaxed)).await;
+        }
+    }
+
+    /// As after a restore in which the guest runs only when the new host has connected already.
+    #[tokio::test]
+    async fn a_host_that_comes_back_unnoticed_in_the_middle_of_a_reply_is_served() {
+        let (host, replies) = stuck().await;
+        for _ in 0..3 {
+            host.close();
+            host.open();
+            host.ask();
+            expect_a_reply(&host).await;
+            until("the port is full", || host.seen.full.load(Ordering::Relaxed)).await;
+            assert_eq!(Arc::strong_count(&replies), 3, "the old call has ended");
+        }
     }
 }

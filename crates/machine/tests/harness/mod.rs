@@ -11,10 +11,12 @@ use hyper_util::rt::TokioIo;
 use roost_guest_proto::v1::process_client::ProcessClient;
 use roost_guest_proto::v1::{RunInput, RunStart, run_input, run_output};
 use roost_machine_proto::v1::machine_client::MachineClient;
-use roost_machine_proto::v1::{Observation, Phase, StopRequest, WatchRequest};
+use roost_machine_proto::v1::{
+    CaptureReply, CaptureRequest, Observation, Phase, StopRequest, SuspendRequest, WatchRequest,
+};
 use roost_machine_proto::{
-    Accelerator, BootSpec, DiskSpec, LOCK_FILE, MachineSpec, NetworkSpec, OUTCOME_FILE, Outcome, SOCKET_FILE,
-    SPEC_FILE,
+    Accelerator, BootSpec, DISK_FILE, DiskSpec, LOCK_FILE, MachineSpec, NetworkSpec, OUTCOME_FILE, Outcome,
+    SOCKET_FILE, SPEC_FILE,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -77,16 +79,13 @@ impl Machine {
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             vcpus: 2,
             memory: roost_api::MemoryMib(2048),
-            disk: DiskSpec::New { base: template.directory.join("base.qcow2"), size_gib: 10 },
+            disk: DiskSpec::New { base: template.directory.join("base.qcow2"), size_gib: 10, memory: None },
             boot: BootSpec { kernel: template.kernel(), initrd: template.initrd() },
             accelerator: Accelerator::Tcg,
             env: BTreeMap::new(),
             network: NetworkSpec::default(),
         };
-        // Deep on purpose: the address of a unix socket holds 108 bytes.
-        let deep = std::env::temp_dir().join("roost-machine-test").join("d".repeat(100));
-        std::fs::create_dir_all(&deep).unwrap();
-        Self { spec, directory: tempfile::tempdir_in(deep).unwrap(), process: None }
+        Self { spec, directory: new_directory(), process: None }
     }
 
     pub fn path(&self, name: &str) -> Utf8PathBuf {
@@ -139,6 +138,26 @@ impl Machine {
         ProcessClient::new(self.channel().await)
     }
 
+    /// Waits for the end of a computer that was suspended.
+    pub async fn ended(&mut self) {
+        self.wait_for_exit();
+        assert_eq!(self.outcome().result, roost_machine_proto::MachineResult::Stopped, "{}", self.log());
+    }
+
+    /// Starts it again, from whatever it has.
+    pub async fn start_again(&mut self) -> Observation {
+        self.spec.disk = DiskSpec::Existing;
+        self.spec.generation += 1;
+        self.start();
+        self.watch_until(Phase::Running, Duration::from_secs(90)).await
+    }
+
+    pub fn check_disk(&self) {
+        let mut check = Command::new("qemu-img");
+        let status = check.args(["check", "-q", DISK_FILE]).current_dir(self.directory.path()).status();
+        assert!(status.unwrap().success());
+    }
+
     pub async fn watch_until(&self, phase: Phase, within: Duration) -> Observation {
         let watching = async {
             let mut client = MachineClient::new(self.channel().await);
@@ -156,8 +175,38 @@ impl Machine {
         };
         match tokio::time::timeout(within, watching).await {
             Ok(observation) => observation,
-            Err(_) => panic!("no {phase:?} within {within:?}\n{}", self.log()),
+            Err(_) => {
+                let console = std::fs::read(self.path(roost_machine_proto::CONSOLE_FILE)).unwrap_or_default();
+                let console = String::from_utf8_lossy(&console).into_owned();
+                panic!("no {phase:?} within {within:?}\n{}\n{console}", self.log())
+            }
         }
+    }
+
+    pub async fn suspend(&self, image: bool) -> Result<u64, tonic::Status> {
+        let mut client = MachineClient::new(self.channel().await);
+        Ok(client.suspend(SuspendRequest { image }).await?.into_inner().memory_bytes)
+    }
+
+    /// Captures into `captures/<name>/memory` and links the layer `<name>.qcow2` first, as a launcher does.
+    pub async fn capture(&self, name: &str) -> Result<CaptureReply, tonic::Status> {
+        let layer = self.path(&format!("{name}.qcow2"));
+        if !layer.exists() {
+            std::fs::hard_link(self.path(DISK_FILE), &layer).unwrap();
+        }
+        let mut client = MachineClient::new(self.channel().await);
+        let request =
+            CaptureRequest { memory: format!("captures/{name}/memory"), layer: layer.into_string() };
+        Ok(client.capture(request).await?.into_inner())
+    }
+
+    /// A machine of the same kind that begins on `base` and continues from `memory`.
+    pub fn forked(&self, base: Utf8PathBuf, memory: Option<Utf8PathBuf>) -> Self {
+        let mut spec = self.spec.clone();
+        spec.computer = roost_api::ComputerId::new();
+        spec.machine_id = spec.computer.as_uuid().simple().to_string();
+        spec.disk = DiskSpec::New { base, size_gib: 10, memory };
+        Self { spec, directory: new_directory(), process: None }
     }
 
     pub async fn stop(&self) {
@@ -235,6 +284,13 @@ impl Machine {
         }
         log
     }
+}
+
+/// Deep on purpose: the address of a unix socket holds 108 bytes. Not in /tmp: that is often memory.
+fn new_directory() -> tempfile::TempDir {
+    let deep = Path::new("/var/tmp/roost-machine-test").join("d".repeat(100));
+    std::fs::create_dir_all(&deep).unwrap();
+    tempfile::tempdir_in(deep).unwrap()
 }
 
 impl Drop for Machine {
