@@ -149,7 +149,7 @@ pub struct SnapshotEvent {
 }
 
 /// What a snapshot was taken of.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotResource {
     /// Always `computer`.
     #[serde(rename = "type")]
@@ -162,7 +162,7 @@ pub struct SnapshotResource {
 }
 
 /// A row of the account-wide history.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AccountSnapshot {
     pub id: SnapshotId,
     pub resource: SnapshotResource,

@@ -221,7 +221,7 @@ pub(crate) async fn logs(client: &Client, args: &LogsArgs, json: bool) -> anyhow
     console.lines.iter().try_for_each(|line| print_line(line))
 }
 
-fn print_computer(computer: &Computer, json: bool) -> anyhow::Result<()> {
+pub(crate) fn print_computer(computer: &Computer, json: bool) -> anyhow::Result<()> {
     if json {
         return print_json(computer);
     }
@@ -235,6 +235,9 @@ fn print_computer(computer: &Computer, json: bool) -> anyhow::Result<()> {
     ];
     if let Some(error) = &computer.error {
         lines.insert(3, ("error", error.clone()));
+    }
+    if let Some(reason) = &computer.memory_lost {
+        lines.insert(3, ("memory", format!("was lost at the last start: {reason}")));
     }
     for (label, value) in lines {
         print_line(&format!("{label:8} {value}"))?;

@@ -9,6 +9,7 @@ mod image;
 mod machine;
 mod output;
 mod serve;
+mod snapshot;
 mod templates;
 
 use std::process::ExitCode;
@@ -42,10 +43,17 @@ enum Command {
     Show(commands::NameArg),
     /// Start a stopped computer and wait until it runs
     Start(commands::NameArg),
-    /// Stop a computer; its disk is kept
+    /// Stop a computer; its disk and memory are kept, and a start continues there
     Stop(commands::StopArgs),
     /// Reboot a computer
     Restart(commands::NameArg),
+    /// Clone a running computer with its memory
+    Clone(snapshot::CloneArgs),
+    /// Give a stopped computer another size
+    Resize(snapshot::ResizeArgs),
+    /// Keep states of computers, and make computers from them
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Delete a computer with everything on it
     #[command(alias = "rm")]
     Delete(commands::DeleteArgs),
@@ -131,6 +139,9 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Start(args) => commands::start(&client()?, &args, json).await?,
         Command::Stop(args) => commands::stop(&client()?, &args, json).await?,
         Command::Restart(args) => commands::restart(&client()?, &args, json).await?,
+        Command::Clone(args) => snapshot::clone(&client()?, &args, json).await?,
+        Command::Resize(args) => snapshot::resize(&client()?, &args, json).await?,
+        Command::Snapshot(command) => snapshot::run(&client()?, &command, json).await?,
         Command::Delete(args) => commands::delete(&client()?, &args, json).await?,
         Command::Exec(args) => return exec::exec(&client()?, &args, json).await,
         Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,

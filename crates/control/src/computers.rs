@@ -195,7 +195,7 @@ impl Control {
     pub async fn stop(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
         let handle = self.begin(id, WorkflowKind::Stop, &[Status::Running], "stopped").await?;
         handle.ended().await.map_err(|error| match error.code {
-            ErrorCode::ResourceState => {
+            ErrorCode::ResourceState | ErrorCode::NoReadyMachine => {
                 let message = format!("the computer could not be stopped and runs on: {error}");
                 Failure::new(ErrorCode::ResourceState, message)
             }

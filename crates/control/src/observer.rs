@@ -137,11 +137,12 @@ impl Control {
                         tracing::warn!(%computer, "no machine process was found; the computer is stopped");
                         store.observe(computer, record.generation, Observed::Absent, None, None).await?;
                         store.settle(computer, Desired::Running, Desired::Stopped).await?;
-                        if record.always_on {
-                            always_on.push(computer);
-                        }
                     } else if let Some(state) = found {
                         self.take_in(computer, &state).await;
+                    }
+                    // Also one whose end the last server has still seen.
+                    if vanished && record.always_on {
+                        always_on.push(computer);
                     }
                 }
                 Desired::Stopped if alive => {

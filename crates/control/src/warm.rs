@@ -135,7 +135,7 @@ async fn run(launcher: &dyn Launcher, computer: ComputerId, argv: &[&str]) -> Re
 /// The builds this process has begun.
 #[derive(Debug, Default)]
 pub(crate) struct Builds {
-    /// Each is tried once; what failed is tried again by the next server.
+    /// At work, or failed: that is tried again by the next server.
     asked: Mutex<HashSet<(String, String, Size)>>,
     /// Held by the one that is at work.
     working: tokio::sync::Mutex<()>,
@@ -174,6 +174,8 @@ impl Control {
             let begun = std::time::Instant::now();
             match control.warm_up(name, digest, *size).await {
                 Ok(()) => {
+                    // Should it ever be damaged or removed, it is made again.
+                    control.inner.warm.asked().remove(&key);
                     let seconds = begun.elapsed().as_secs();
                     tracing::info!(name, digest, size = size.as_str(), seconds, "a warm template is ready");
                 }

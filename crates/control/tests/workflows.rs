@@ -44,9 +44,10 @@ impl Templates for OneTemplate {
         self.current(name)
     }
 
-    fn warm(&self, _name: &str, _digest: &str, _size: Size) -> Result<Option<WarmFiles>, TemplateError> {
+    fn warm(&self, _name: &str, _digest: &str, size: Size) -> Result<Option<WarmFiles>, TemplateError> {
+        let there = self.warm || self.asked.lock().unwrap().contains(&size);
         let files = WarmFiles { disk: "/warm/disk".into(), memory: "/warm/memory".into() };
-        Ok(self.warm.then_some(files))
+        Ok(there.then_some(files))
     }
 
     fn warm_target(&self, _name: &str, _digest: &str, size: Size) -> Result<Utf8PathBuf, TemplateError> {
@@ -920,14 +921,19 @@ fn after_a_restart_of_the_host_only_what_is_always_on_runs() {
         || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let first = runtime();
     let world = first.block_on(World::new());
-    let (on, off, kept) = first.block_on(async {
+    let (on, seen, off, kept) = first.block_on(async {
         let control = world.control(Arc::new(NoHook)).await;
+        let seen = world.create(&control).await;
         let (on, off, kept) =
             (world.create(&control).await, world.create(&control).await, world.create(&control).await);
         let request = UpdateComputer { always_on: Some(true), ..UpdateComputer::default() };
-        assert!(control.update(on, request).await.unwrap().always_on);
+        assert!(control.update(on, request.clone()).await.unwrap().always_on);
+        control.update(seen, request).await.unwrap();
         control.stop(kept).await.unwrap();
-        (on, off, kept)
+        // Its process ends before the server does.
+        world.launcher.report(seen, Report::Vanished);
+        control.wait_until(seen, |record| status(record) == Status::Error).await.unwrap();
+        (on, seen, off, kept)
     });
     first.shutdown_background();
     let World { directory, launcher, caller, .. } = world;
@@ -939,7 +945,9 @@ fn after_a_restart_of_the_host_only_what_is_always_on_runs() {
         let world = World { directory, store, launcher, caller };
         let control = world.control(Arc::new(NoHook)).await;
         assert_eq!(world.status(off).await, Some(Status::Stopped));
-        control.wait_until(on, |record| status(record) == Status::Running).await.unwrap();
+        for id in [on, seen] {
+            control.wait_until(id, |record| status(record) == Status::Running).await.unwrap();
+        }
         assert!(world.launcher.has_memory(kept));
         control.start_computer(kept).await.unwrap();
         world.check(&control).await;

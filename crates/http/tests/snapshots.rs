@@ -193,7 +193,7 @@ async fn snapshots_of_a_computer() {
         format!("/computers/{id}/snapshots/{unknown}"),
         format!("/computers/{id}/snapshots/nonsense"),
         format!("/snapshots/{unknown}"),
-        format!("/named-snapshots/none"),
+        "/named-snapshots/none".to_owned(),
     ] {
         let (status, refused) = server.get(&path).await;
         assert_eq!((status, &refused["code"]), (404, &json!("NOT_FOUND")), "{path}");

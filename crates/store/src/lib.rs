@@ -101,3 +101,52 @@ fn migrator() -> Migrator {
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use roost_api::{Size, SnapshotId};
+
+    use super::*;
+
+    /// A computer of the first version, as it was written then, is read by this one.
+    #[tokio::test]
+    async fn an_older_database_is_brought_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
+        let options = SqliteConnectOptions::new().filename(path.as_std_path()).create_if_missing(true);
+        let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+        let first = migrator().migrations.iter().take(1).cloned().collect();
+        Migrator { migrations: Cow::Owned(first), ..Migrator::DEFAULT }.run(&pool).await.unwrap();
+        let id = "3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000";
+        for statement in [
+            "INSERT INTO tenants VALUES ('3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000', 't', 0)",
+            "INSERT INTO users VALUES ('3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000',
+                 '3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000', 'u', 0)",
+            "INSERT INTO workspaces VALUES ('3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000',
+                 '3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000', 'default', 'w', 0)",
+            "INSERT INTO projects VALUES ('3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000',
+                 '3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000', 'default', 'p', 0)",
+            "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
+                 template_type, template_digest, size, selected_apps, metadata, visibility, auto_stop, desired,
+                 generation, provisioned, observed, failure_console, created_at, updated_at)
+             SELECT id, id, id, id, id, 'box', 'box', 'miosa-desktop', 'd', 'large', '[]', '{}', 'tenant', 0,
+                 'stopped', 1, 1, 'stopped', '[]', 0, 0 FROM tenants",
+        ] {
+            sqlx::query(statement).execute(&pool).await.unwrap();
+        }
+        pool.close().await;
+
+        let store = Store::open(&path).await.unwrap();
+        let record = store.computer(id.parse().unwrap()).await.unwrap().unwrap();
+        assert_eq!((record.size, record.disk_gib), (Size::Large, 40));
+        assert_eq!((record.layer, record.snapshot, record.memory_lost), (None, None, None));
+        assert!(!record.always_on);
+        // Opening it again changes nothing.
+        store.close().await;
+        let store = Store::open(&path).await.unwrap();
+        assert!(store.snapshot(SnapshotId::new()).await.unwrap().is_none());
+        assert!(store.layers().await.unwrap().is_empty());
+    }
+}

@@ -13,10 +13,10 @@ use crate::workflows::{Begin, insert_workflow};
 use crate::{NewComputer, Store, StoreError};
 
 /// Every column, and whether a computer is being made from it.
-const SELECT: &str = "SELECT s.*, EXISTS (
+const SELECT: &str = "SELECT s.*, CASE WHEN EXISTS (
          SELECT 1 FROM computers c JOIN workflows w ON w.computer_id = c.id
          WHERE c.snapshot_id = s.id AND w.finished_at IS NULL
-     ) AS restoring FROM snapshots s";
+     ) THEN 1 ELSE 0 END AS restoring FROM snapshots s";
 
 /// What is asked for of a new snapshot; the rest is the computer's.
 #[derive(Debug, Clone)]
