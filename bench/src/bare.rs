@@ -6,7 +6,7 @@
 //!   template  the same on shared memory, then `stop` and `migrate` with x-ignore-shared: devices only
 //!   fork      the template's memory mapped privately, a new overlay on its disk
 //!   save      `stop` and `migrate` with mapped-ram and multifd: devices and memory
-//!   restore   from that file
+//!   restore   from that file, into memory that is no file's: a private mapping takes QEMU longer to save
 //! ```
 
 use std::os::fd::AsRawFd;
@@ -29,6 +29,7 @@ const CHANNEL: &str = "channel.sock";
 const DISK: &str = "disk.qcow2";
 const BLANK: &str = "blank";
 const STATE: &str = "state";
+const STDERR: &str = "stderr";
 /// As Roost's own; see `crates/machine/src/qemu.rs`.
 const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 net.ifnames=0 tsc=reliable panic=-1";
@@ -78,6 +79,8 @@ enum Memory<'a> {
     Shared(&'a Path),
     /// A private mapping of this file.
     Fork(&'a Path),
+    /// Of no file: what QEMU saves and loads fastest.
+    Anonymous,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +133,7 @@ impl Parts {
     pub async fn restore(&self, saved: Saved) -> Result<(Guest, Duration)> {
         let begun = Instant::now();
         let guest = self
-            .incoming(saved.directory, Memory::Blank, &saved.state, &["mapped-ram", "multifd"])
+            .incoming(saved.directory, Memory::Anonymous, &saved.state, &["mapped-ram", "multifd"])
             .await
             .context("bare restore")?;
         let elapsed = begun.elapsed();
@@ -169,7 +172,7 @@ impl Parts {
         let (child, mut qmp) = self.spawn(&directory, memory, Begin::Incoming).await?;
         set_capabilities(&mut qmp, capabilities).await?;
         qmp.execute("migrate-incoming", json!({ "uri": format!("file:{}", state.display()) })).await?;
-        migrated(&mut qmp).await?;
+        migrated(&mut qmp).await.with_context(|| complaints(&directory))?;
         qmp.execute("cont", json!({})).await?;
         let agent = Agent::connect(&directory.join(CHANNEL)).await?;
         tokio::time::timeout(LIMIT, agent.run(&["true"])).await.context("the guest does not answer")??;
@@ -190,7 +193,7 @@ impl Parts {
             .env("MALLOC_ARENA_MAX", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(directory.join("stderr"))?)
+            .stderr(std::fs::File::create(directory.join(STDERR))?)
             // Ctrl-C is ours to answer.
             .process_group(0)
             .kill_on_drop(true);
@@ -204,26 +207,20 @@ impl Parts {
         }
         let child = command.spawn().context("failed to start QEMU")?;
         drop(theirs);
-        let qmp = Qmp::negotiate(UnixStream::from_std(ours)?).await.with_context(|| {
-            let words = std::fs::read_to_string(directory.join("stderr")).unwrap_or_default();
-            format!("QEMU does not start: {}", words.trim())
-        })?;
+        let qmp = Qmp::negotiate(UnixStream::from_std(ours)?).await.with_context(|| complaints(directory))?;
         Ok((child, qmp))
     }
 
     fn arguments(&self, memory: Memory<'_>, begin: Begin, qmp: i32) -> Vec<String> {
-        let file = |name: &Path, how: &str| {
-            format!(
-                "memory-backend-file,id=ram,size={}M,mem-path={},{how},reserve=off",
-                self.spec.memory.0,
-                name.display()
-            )
-        };
+        let size = format!("id=ram,size={}M,reserve=off", self.spec.memory.0);
+        let file =
+            |name: &Path, how: &str| format!("memory-backend-file,{size},mem-path={},{how}", name.display());
         let private = "share=off,readonly=on,rom=off";
         let memory = match memory {
             Memory::Blank => file(Path::new(BLANK), private),
             Memory::Shared(ram) => file(ram, "share=on"),
             Memory::Fork(ram) => file(ram, private),
+            Memory::Anonymous => format!("memory-backend-ram,{size}"),
         };
         let disk = json!({
             "driver": "qcow2", "node-name": "disk", "discard": "unmap", "detect-zeroes": "unmap",
@@ -293,9 +290,18 @@ async fn quit(mut child: Child, mut qmp: Qmp) -> Result<()> {
     Ok(())
 }
 
+/// What QEMU wrote before it failed.
+fn complaints(directory: &Path) -> String {
+    let words = std::fs::read_to_string(directory.join(STDERR)).unwrap_or_default();
+    format!("QEMU says: {}", words.trim())
+}
+
 async fn set_capabilities(qmp: &mut Qmp, names: &[&str]) -> Result<()> {
-    let capabilities: Vec<Value> =
-        names.iter().chain(&["events"]).map(|name| json!({ "capability": name, "state": true })).collect();
+    // A fork still has those that it came with.
+    let capabilities: Vec<Value> = ["x-ignore-shared", "mapped-ram", "multifd", "events"]
+        .iter()
+        .map(|name| json!({ "capability": name, "state": *name == "events" || names.contains(name) }))
+        .collect();
     qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
     if names.contains(&"multifd") {
         let parameters = json!({ "multifd-channels": 2, "max-bandwidth": 0 });
