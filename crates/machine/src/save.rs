@@ -76,8 +76,15 @@ pub struct Saving {
     pub next_disk: u32,
 }
 
-/// Saves and leaves the guest standing still: QEMU is to be ended then. Answers the bytes of the memory.
-pub async fn suspend(saving: &Saving, form: Form) -> Result<u64, SaveError> {
+/// What was saved, and the number of the disk that the guest has now.
+#[derive(Debug)]
+pub struct Saved {
+    pub captured: Captured,
+    pub disk: u32,
+}
+
+/// Saves and leaves the guest standing still: QEMU is to be ended then.
+pub async fn suspend(saving: &Saving, form: Form) -> Result<Saved, SaveError> {
     let target = Utf8Path::new(MEMORY_DIRECTORY);
     let unfinished = Utf8Path::new(UNFINISHED);
     make_empty(unfinished)?;
@@ -93,7 +100,8 @@ pub async fn suspend(saving: &Saving, form: Form) -> Result<u64, SaveError> {
         remove_all(target)?;
         std::fs::rename(unfinished, target).map_err(file("name", target))?;
         sync_parent(target.as_std_path()).map_err(file("sync", target))?;
-        Ok(bytes)
+        let captured = Captured { disk_bytes: 0, memory_bytes: Some(bytes), pause: None };
+        Ok(Saved { captured, disk: saving.disk })
     };
     let outcome = attempt.await;
     if outcome.is_err() {
@@ -103,18 +111,18 @@ pub async fn suspend(saving: &Saving, form: Form) -> Result<u64, SaveError> {
     outcome
 }
 
-/// Saves, makes the disk a layer, and lets the guest go on on a new disk.
+/// Saves, makes the disk a layer, and lets the guest go on on the next disk.
 pub async fn capture(
     saving: &Saving,
     directory: &Directory,
     memory: &Utf8Path,
     layer: &Utf8Path,
-) -> Result<Captured, SaveError> {
+) -> Result<Saved, SaveError> {
     let home = memory.parent().unwrap_or(Utf8Path::new("."));
     let report = home.join(CAPTURED_FILE);
     // Asked again, because the first answer was lost.
-    if let Some(done) = read_report(&report)? {
-        return Ok(done);
+    if let Some(captured) = read_report(&report)? {
+        return Ok(Saved { captured, disk: saving.disk });
     }
     make_empty(home)?;
     make_empty(memory)?;
@@ -163,7 +171,7 @@ pub async fn capture(
         let captured = Captured { disk_bytes, memory_bytes: Some(memory_bytes), pause: Some(pause) };
         write_report(&report, &captured)?;
         tracing::info!(?pause, memory_bytes, "captured");
-        Ok(captured)
+        Ok(Saved { captured, disk: saving.next_disk })
     };
     completed.await.map_err(|error: SaveError| SaveError::AfterSwitch(Box::new(error)))
 }

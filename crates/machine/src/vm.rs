@@ -27,7 +27,7 @@ use crate::network::{self, Network, Uplink};
 use crate::qemu::{self, CHANNEL, PORT_ID, Qemu, Start};
 use crate::qmp::{self, Qmp, QmpEvent, QmpReader};
 use crate::resume;
-use crate::save::{self, Purpose, SaveError, Saving};
+use crate::save::{self, Purpose, SaveError, Saved, Saving};
 use crate::state::{Action, Ending, Event, Origin, QemuExit, Save, State, step};
 use crate::task::Task;
 
@@ -56,7 +56,7 @@ type Work<'a> = Pin<Box<dyn Future<Output = Worked> + Send + 'a>>;
 
 #[derive(Debug)]
 enum Worked {
-    Saved(Result<Captured, SaveError>),
+    Saved(Result<Saved, SaveError>),
     Resumed(Result<(), String>),
 }
 
@@ -333,10 +333,7 @@ impl Vm<'_> {
                 let about = About { hardware, qemu: qmp.version().await?, base };
                 let saving = Saving { qmp, qemu, guest, about, disk, next_disk };
                 match purpose {
-                    Purpose::Suspend(form) => {
-                        let memory = save::suspend(&saving, form).await?;
-                        Ok(Captured { disk_bytes: 0, memory_bytes: Some(memory), pause: None })
-                    }
+                    Purpose::Suspend(form) => save::suspend(&saving, form).await,
                     Purpose::Capture { memory, layer } => {
                         save::capture(&saving, directory, &memory, &layer).await
                     }
@@ -351,15 +348,16 @@ impl Vm<'_> {
             Worked::Resumed(Ok(())) => Event::Resumed,
             Worked::Resumed(Err(reason)) => Event::ResumeFailed { reason },
             Worked::Saved(result) => {
-                let switched = match &result {
-                    Ok(_) => self.saving.iter().any(|save| matches!(save.purpose, Purpose::Capture { .. })),
-                    Err(error) => matches!(error, SaveError::AfterSwitch(_)),
+                let disk = match &result {
+                    Ok(saved) => Some(saved.disk),
+                    Err(SaveError::AfterSwitch(_)) => Some(self.newest_disk),
+                    Err(_) => None,
                 };
-                if switched && let Some(machine) = &mut self.machine {
-                    machine.disk = self.newest_disk;
+                if let (Some(disk), Some(machine)) = (disk, &mut self.machine) {
+                    machine.disk = disk;
                 }
                 let event = if result.is_ok() { Event::Saved } else { Event::SaveFailed };
-                let result = result.map_err(|error| error.to_string());
+                let result = result.map(|saved| saved.captured).map_err(|error| error.to_string());
                 if let Err(reason) = &result {
                     tracing::warn!("the save failed: {reason}");
                 }
