@@ -104,8 +104,6 @@ fn migrator() -> Migrator {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
     use roost_api::{Size, SnapshotId};
 
     use super::*;
