@@ -1,10 +1,12 @@
 //! Reads the files in a frozen disk, without a virtual machine.
 //!
-//!     Filesystem          paths, listings, files
-//!      |- archive         folders as tar
-//!      `- ext4            the filesystem, as it is once its journal is applied
-//!          `- disk        qcow2 layers, one on top of the other, as one disk
-//!              `- qcow2   one layer
+//! ```text
+//! Filesystem          paths, listings, files
+//!  |- archive         folders as tar
+//!  `- ext4            the filesystem, as it is once its journal is applied
+//!      `- disk        qcow2 layers, one on top of the other, as one disk
+//!          `- qcow2   one layer
+//! ```
 //!
 //! A disk is what `disk.qcow2` of a computer is: layers of qcow2 with a template at the bottom and one ext4
 //! filesystem, without partitions, on the whole. None of it is trusted. The filesystem was written by a guest, and
