@@ -572,13 +572,15 @@ fn data_elsewhere_and_chains_without_end_are_refused() {
 fn look_everywhere(place: &Place, disk: &str) -> bool {
     let Ok(filesystem) = place.try_open(disk) else { return false };
     let mut folders = vec!["/".to_owned()];
-    let mut looked = 0;
+    // Not all: a damaged folder may be inside itself.
+    let mut left = 400;
     while let Some(folder) = folders.pop() {
-        looked += 1;
-        if looked > 50 {
-            break;
-        }
         for entry in filesystem.list(&folder).unwrap_or_default() {
+            if left == 0 {
+                folders.clear();
+                break;
+            }
+            left -= 1;
             match entry.kind {
                 Kind::Directory => folders.push(entry.path),
                 _ => {
