@@ -12,9 +12,20 @@ use serde_json::json;
 const OWN: &str = "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | base64; cat /etc/machine-id; \
                    sudo ssh-keygen -A >/dev/null; cat /etc/ssh/ssh_host_ed25519_key.pub";
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
-/// A program that counts in memory, and is nobody's child.
-const COUNTER: &str = "setsid nohup bash -c 'n=0; while :; do n=$((n+1)); echo $n > /dev/shm/count; sleep 0.02; done' \
-                       >/dev/null 2>&1 </dev/null & disown; until [ -s /dev/shm/count ]; do sleep 0.05; done";
+/// A program that counts in memory, and is nobody's child. It costs next to nothing, and what it has written is
+/// there whole or not at all.
+const COUNTER: &str = r#"cat > /dev/shm/counter.py <<'END'
+import os, time
+count = 0
+while True:
+    count += 1
+    with open("/dev/shm/next", "w") as file:
+        file.write(f"{count}\n")
+    os.replace("/dev/shm/next", "/dev/shm/count")
+    time.sleep(0.05)
+END
+setsid nohup python3 /dev/shm/counter.py >/dev/null 2>&1 </dev/null &
+until [ -s /dev/shm/count ]; do sleep 0.1; done"#;
 const COUNT: &str = "cat /dev/shm/count";
 
 async fn differ(client: &Client, ids: &[String]) -> Result<()> {

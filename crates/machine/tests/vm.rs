@@ -164,8 +164,18 @@ async fn a_computer_runs_stops_and_runs_again_with_its_files() {
 const SUMS: &str = "head -c 1000000 /dev/zero | tr '\\0' x > ~/own; sync; sha256sum ~/own /usr/lib/x86_64-linux-gnu/libc.so.6 /bin/* \
                     2>/dev/null | sha256sum";
 /// A counter that runs on, an unflushed file, and what tells one computer from another.
-const COUNTER: &str =
-    "nohup sh -c 'n=0; while :; do n=$((n+1)); echo $n > /dev/shm/n; sleep 0.05; done' >/dev/null 2>&1 &";
+const COUNTER: &str = r#"cat > /dev/shm/counter.py <<'END'
+import os, time
+count = 0
+while True:
+    count += 1
+    with open("/dev/shm/next", "w") as file:
+        file.write(f"{count}\n")
+    os.replace("/dev/shm/next", "/dev/shm/n")
+    time.sleep(0.05)
+END
+setsid nohup python3 /dev/shm/counter.py >/dev/null 2>&1 </dev/null &
+until [ -s /dev/shm/n ]; do sleep 0.1; done"#;
 const COUNT: &str = "cat /dev/shm/n";
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 const RANDOM: &str =
