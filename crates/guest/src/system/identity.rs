@@ -19,7 +19,8 @@
 //!   any other computer; and with a new one, running programs could open no further windows.
 //! * what running programs keep in memory: a random generator that was seeded once, and the machine id, if
 //!   they have asked for it. systemd and the D-Bus daemons have; they use it as a name, and two computers never
-//!   meet on one bus. The journal and sshd, for which it matters, are started anew by [`start_anew`].
+//!   meet on one bus. The journal goes on under its old name, and is found under the new one too; an sshd is
+//!   started anew by [`restart_sshd`].
 //!
 //! Files are replaced by rename and only when they change. They are not flushed: this happens again after
 //! every boot.
@@ -158,12 +159,13 @@ impl Identity {
     }
 }
 
-/// Makes the programs let go of an earlier identity for which it matters. Returns before they have.
-///
-/// The journal writes to a directory named after the machine id, and readers look into that of today's only:
-/// they would find nothing. An sshd that runs has the old host keys in memory.
-pub(super) async fn start_anew() {
-    let restart = ["--no-block", "try-restart", "systemd-journald.service", "ssh.service"];
+/// An sshd that runs has the host keys of an earlier identity in memory. Hardly ever does one run, and asking
+/// systemd would cost a computer that has just begun more than everything else together.
+pub(super) async fn restart_sshd() {
+    if !Path::new("/run/sshd.pid").exists() {
+        return;
+    }
+    let restart = ["--no-block", "try-restart", "ssh.service"];
     let systemctl =
         tokio::process::Command::new("systemctl").args(restart).stdin(Stdio::null()).output().await;
     match systemctl {
@@ -171,11 +173,9 @@ pub(super) async fn start_anew() {
         Ok(output) => {
             let message = String::from_utf8_lossy(&output.stderr);
             let (status, message) = (output.status, message.trim_end());
-            tracing::warn!(%status, message, "start the journal and sshd anew for the new identity");
+            tracing::warn!(%status, message, "start sshd anew for the new identity");
         }
-        Err(error) => {
-            tracing::warn!(%error, "run systemctl to start the journal and sshd anew");
-        }
+        Err(error) => tracing::warn!(%error, "run systemctl to start sshd anew"),
     }
 }
 
@@ -259,17 +259,33 @@ fn hosts_with(hosts: &str, name: &str) -> String {
 }
 
 fn become_machine(root: &Path, id: &str) -> Result<Became, IdentityError> {
-    let known = fs::read(root.join("etc/machine-id"));
-    let became = match known.is_ok_and(|known| known.trim_ascii_end() == id.as_bytes()) {
-        true => Became::ItselfAgain,
-        false => Became::Another,
-    };
+    let known = fs::read_to_string(root.join("etc/machine-id")).unwrap_or_default();
+    let known = known.trim_end();
+    let became = if known == id { Became::ItselfAgain } else { Became::Another };
     if became == Became::Another {
         // Before the id, which says that it is done: this may be cut short.
         remove_host_keys(&root.join("etc/ssh"))?;
+        if known.len() == id.len()
+            && let Err(error) = name_journal(&root.join("run/log/journal"), known, id)
+        {
+            tracing::warn!(%error, "journalctl will not find what was logged so far");
+        }
     }
     write_machine_id(root, id)?;
     Ok(became)
+}
+
+/// The journal goes on in the directory that is named after the machine id of the boot, and readers look into
+/// that of today's only. Starting the journal anew would take a new computer longer than everything else.
+fn name_journal(journals: &Path, known: &str, id: &str) -> io::Result<()> {
+    if !journals.join(known).exists() {
+        return Ok(());
+    }
+    match std::os::unix::fs::symlink(known, journals.join(id)) {
+        // It has been this machine before.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        outcome => outcome,
+    }
 }
 
 fn remove_host_keys(directory: &Path) -> Result<(), IdentityError> {
@@ -338,6 +354,21 @@ mod tests {
         assert_eq!(with("127.0.0.1 localhost\n"), "127.0.0.1 localhost\n127.0.1.1\tfox\n");
         assert_eq!(with("127.0.1.1 old.example old\n::1 x\n127.0.1.1 more\n"), "127.0.1.1\tfox\n::1 x\n");
         assert_eq!(with(""), "127.0.1.1\tfox\n");
+    }
+
+    #[test]
+    fn the_journal_is_found_under_every_name_the_machine_has_had() {
+        let root = tempfile::tempdir().unwrap();
+        let [first, second, third] = ["1", "2", "3"].map(|digit| digit.repeat(32));
+        let journals = root.path().join("run/log/journal");
+        fs::create_dir_all(journals.join(&first)).unwrap();
+        fs::write(journals.join(&first).join("system.journal"), "log").unwrap();
+        fs::create_dir_all(root.path().join("etc/ssh")).unwrap();
+        fs::write(root.path().join("etc/machine-id"), format!("{first}\n")).unwrap();
+        for id in [&second, &third, &first, &third] {
+            become_machine(root.path(), id).unwrap();
+            assert_eq!(fs::read(journals.join(id).join("system.journal")).unwrap(), b"log");
+        }
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl System for SystemService {
             freezer.thaw().await?;
             if blocking(move || identity.assume()).await? == Became::Another {
                 // Not waited for: nobody who is let in now needs it.
-                tokio::spawn(identity::start_anew());
+                tokio::spawn(identity::restart_sshd());
             }
             environment.replace(variables).await
         })
