@@ -16,6 +16,8 @@ pub enum ErrorCode {
     InvalidJson,
     MissingParam,
     InvalidId,
+    /// A path on a disk that cannot be one, or that leads to something else than was asked for.
+    InvalidPath,
     InvalidToken,
     InsufficientScope,
     Forbidden,
@@ -36,6 +38,8 @@ pub enum ErrorCode {
     TooLarge,
     ValidationFailed,
     InvalidTtl,
+    /// The filesystem of a snapshot is damaged, or of a kind that the server cannot read.
+    DiskUnreadable,
     UpgradeRequired,
     AgentUnavailable,
     /// The template is not built, or this host cannot start machines now.
@@ -53,6 +57,7 @@ impl ErrorCode {
             ErrorCode::InvalidJson => "INVALID_JSON",
             ErrorCode::MissingParam => "MISSING_PARAM",
             ErrorCode::InvalidId => "INVALID_ID",
+            ErrorCode::InvalidPath => "INVALID_PATH",
             ErrorCode::InvalidToken => "invalid_token",
             ErrorCode::InsufficientScope => "insufficient_scope",
             ErrorCode::Forbidden => "FORBIDDEN",
@@ -70,6 +75,7 @@ impl ErrorCode {
             ErrorCode::TooLarge => "TOO_LARGE",
             ErrorCode::ValidationFailed => "VALIDATION_FAILED",
             ErrorCode::InvalidTtl => "INVALID_TTL",
+            ErrorCode::DiskUnreadable => "DISK_UNREADABLE",
             ErrorCode::UpgradeRequired => "UPGRADE_REQUIRED",
             ErrorCode::AgentUnavailable => "AGENT_UNAVAILABLE",
             ErrorCode::NoReadyMachine => "NO_READY_MACHINE",
@@ -82,7 +88,10 @@ impl ErrorCode {
     /// The HTTP status this code always has.
     pub fn status(self) -> u16 {
         match self {
-            ErrorCode::InvalidJson | ErrorCode::MissingParam | ErrorCode::InvalidId => 400,
+            ErrorCode::InvalidJson
+            | ErrorCode::MissingParam
+            | ErrorCode::InvalidId
+            | ErrorCode::InvalidPath => 400,
             ErrorCode::InvalidToken => 401,
             ErrorCode::InsufficientScope | ErrorCode::Forbidden => 403,
             ErrorCode::NotFound => 404,
@@ -97,7 +106,7 @@ impl ErrorCode {
             | ErrorCode::SnapshotAlreadyNamed
             | ErrorCode::NameTaken => 409,
             ErrorCode::TooLarge => 413,
-            ErrorCode::ValidationFailed | ErrorCode::InvalidTtl => 422,
+            ErrorCode::ValidationFailed | ErrorCode::InvalidTtl | ErrorCode::DiskUnreadable => 422,
             ErrorCode::UpgradeRequired => 426,
             ErrorCode::AgentUnavailable => 502,
             ErrorCode::NoReadyMachine | ErrorCode::Unavailable => 503,
@@ -112,6 +121,7 @@ impl ErrorCode {
             ErrorCode::InvalidJson
             | ErrorCode::MissingParam
             | ErrorCode::InvalidId
+            | ErrorCode::InvalidPath
             | ErrorCode::InvalidToken
             | ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
@@ -128,6 +138,7 @@ impl ErrorCode {
             | ErrorCode::TooLarge
             | ErrorCode::ValidationFailed
             | ErrorCode::InvalidTtl
+            | ErrorCode::DiskUnreadable
             | ErrorCode::UpgradeRequired
             | ErrorCode::NoReadyMachine
             | ErrorCode::StartFailed

@@ -31,7 +31,7 @@ pub use snapshot::{
     AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,
     DeletedSnapshots, ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, NameSnapshot,
     NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
-    SnapshotAllowance, SnapshotDependent, SnapshotEvent, SnapshotGroup, SnapshotResource, SnapshotState,
-    SseTicket, TicketQuery, WithDependents,
+    SnapshotAllowance, SnapshotDependent, SnapshotEntry, SnapshotEntryKind, SnapshotEvent, SnapshotGroup,
+    SnapshotPath, SnapshotResource, SnapshotState, SnapshotTree, SseTicket, TicketQuery, WithDependents,
 };
 pub use time::Timestamp;

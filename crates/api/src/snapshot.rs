@@ -303,6 +303,46 @@ pub struct ReleasedName {
     pub outcome: String,
 }
 
+/// Query of `GET /snapshots/{sid}/tree` and `GET /snapshots/{sid}/files`.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct SnapshotPath {
+    /// Absolute, on the disk of the snapshot. Symlinks are followed; `..` ends at the root.
+    pub path: Option<String>,
+}
+
+/// A folder on the disk of a snapshot.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SnapshotTree {
+    /// In its shortest form.
+    pub path: String,
+    /// By name.
+    pub entries: Vec<SnapshotEntry>,
+}
+
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SnapshotEntry {
+    pub name: String,
+    /// Absolute.
+    pub path: String,
+    #[serde(rename = "type")]
+    pub kind: SnapshotEntryKind,
+    /// Bytes.
+    pub size: u64,
+    /// The permission bits: 420 is `rw-r--r--`.
+    pub mode: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotEntryKind {
+    File,
+    Directory,
+    Symlink,
+    /// A device, a socket or a pipe.
+    Other,
+}
+
 /// A credential for one event stream.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct SseTicket {

@@ -29,7 +29,7 @@ use camino::Utf8Path;
 
 pub use archive::TarLimits;
 pub use error::{BrowseError, Quantity};
-pub use ext4::Kind;
+pub use ext4::{Kind, check_path};
 
 use ext4::{FileReader, Found, Inode, Volume, Work};
 

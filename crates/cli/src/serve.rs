@@ -72,6 +72,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         // Shown once; the server keeps only its hash.
         crate::output::print_line(&format!("admin API key, shown once and kept in {path}:\n  {}", key.text))?;
     }
+    let disk_directories = vec![data.join("layers"), templates_dir.clone()];
     let launcher = Local::new(LocalConfig {
         data: data.clone(),
         templates: templates_dir,
@@ -90,6 +91,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         accelerator: verdict.accelerator,
         network: NetworkSpec { allow: args.allow_networks },
         stream_key: StreamKey::load(&keys.join("stream.key")).context("failed to read keys/stream.key")?,
+        disk_directories,
     };
     let built = HostTemplates::new(templates, verdict.accelerator, verdict.qemu.full.clone());
     let built = read_memories(built, template.digest.to_string()).await?;

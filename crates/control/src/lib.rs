@@ -26,6 +26,7 @@ mod keysyms;
 mod layers;
 mod observer;
 mod slug;
+mod snapshot_files;
 mod snapshots;
 pub mod status;
 mod tickets;
@@ -48,6 +49,7 @@ pub use exec::{ExecCommand, ExecSession};
 pub use failure::Failure;
 pub use keys::{AdminKey, first_key};
 pub use roost_store::{Caller, ComputerRecord, SnapshotRecord};
+pub use snapshot_files::{Chunks, Download};
 pub use snapshots::Restored;
 pub use token::StreamKey;
 pub use workflow::{NoHook, Step, StepHook, plan};
@@ -103,6 +105,8 @@ pub struct Config {
     pub accelerator: Accelerator,
     pub network: NetworkSpec,
     pub stream_key: StreamKey,
+    /// Where layers and templates are: the only files that the disk of a snapshot may consist of.
+    pub disk_directories: Vec<Utf8PathBuf>,
 }
 
 /// The control plane. Cheap to clone; all clones are one.
@@ -121,6 +125,7 @@ struct Inner {
     hub: hub::Hub<ComputerId>,
     snapshot_hub: hub::Hub<SnapshotId>,
     storage: layers::Storage,
+    readers: snapshot_files::Readers,
     warm: warm::Builds,
     tickets: tickets::Tickets,
     engine: workflow::Engine,
@@ -148,6 +153,7 @@ impl Control {
                 hub: hub::Hub::default(),
                 snapshot_hub: hub::Hub::default(),
                 storage: layers::Storage::default(),
+                readers: snapshot_files::Readers::default(),
                 warm: warm::Builds::default(),
                 tickets: tickets::Tickets::default(),
                 engine: workflow::Engine::new(hook),

@@ -581,7 +581,7 @@ impl Control {
             memory_bytes: record.memory_bytes,
             keep: record.keep,
             named_snapshot: record.name.clone(),
-            browsable: false,
+            browsable: record.layer.is_some(),
             parent_snapshot_id: record.parent,
             error: record.error.clone(),
             created_at: record.created_at,
@@ -662,7 +662,7 @@ fn must_be_stopped(now: Status) -> Failure {
     ApiError::new(ErrorCode::ResourceState, "computer must be stopped to resize").with_details(details).into()
 }
 
-fn not_ready(status: SnapshotStatus) -> Failure {
+pub(crate) fn not_ready(status: SnapshotStatus) -> Failure {
     let message = match status {
         SnapshotStatus::Creating => "the snapshot is still being taken; wait until it is ready",
         SnapshotStatus::Failed => "the snapshot could not be taken; its error says why",

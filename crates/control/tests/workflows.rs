@@ -142,6 +142,7 @@ impl World {
             accelerator: Accelerator::Tcg,
             network: NetworkSpec::default(),
             stream_key: StreamKey::from_bytes([1; 32]),
+            disk_directories: Vec::new(),
         };
         Control::start(self.store.clone(), self.launcher.clone(), templates, config, hook).await.unwrap()
     }

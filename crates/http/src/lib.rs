@@ -67,6 +67,7 @@ fn api() -> OpenApiRouter<App> {
     let api = OpenApiRouter::new()
         .merge(routes::computers::router())
         .merge(routes::snapshots::router())
+        .merge(routes::snapshot_files::router())
         .merge(routes::exec::router())
         .merge(routes::desktop::router())
         .merge(routes::connection::router())

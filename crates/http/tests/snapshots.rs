@@ -48,6 +48,7 @@ impl Templates for OneTemplate {
 struct Server {
     router: axum::Router,
     key: String,
+    launcher: Arc<Simulated>,
     _directory: tempfile::TempDir,
 }
 
@@ -66,12 +67,15 @@ impl Server {
             accelerator: Accelerator::Tcg,
             network: NetworkSpec::default(),
             stream_key: StreamKey::from_bytes([1; 32]),
+            disk_directories: Vec::new(),
         };
         let launcher = Arc::new(Simulated::default());
         let control =
-            Control::start(store, launcher, Arc::new(OneTemplate), config, Arc::new(NoHook)).await.unwrap();
+            Control::start(store, launcher.clone(), Arc::new(OneTemplate), config, Arc::new(NoHook))
+                .await
+                .unwrap();
         let router = roost_http::router(App { control, domain: "localhost:1".to_owned() }).unwrap();
-        Self { router, key, _directory: directory }
+        Self { router, key, launcher, _directory: directory }
     }
 
     async fn raw(&self, method: Method, path: &str, key: Option<&str>, body: &str) -> (u16, String, String) {
@@ -208,6 +212,53 @@ async fn snapshots_of_a_computer() {
     assert_eq!((status, keys(&deleted), &deleted["data"]["status"]), (200, vec!["data"], &json!("deleted")));
     let (status, _) = server.get(&format!("/computers/{id}/snapshots/{second}")).await;
     assert_eq!(status, 404);
+}
+
+/// The disks of simulated machines are names in a table: what there is to refuse, and how.
+#[tokio::test]
+async fn files_of_a_snapshot() {
+    let server = Server::new().await;
+    let id = server.computer().await;
+    let sid = server.snapshot(&id).await;
+    let (_, read) = server.get(&format!("/snapshots/{sid}")).await;
+    assert_eq!(read["data"]["browsable"], true);
+
+    for (path, status, code) in [
+        ("files", 400, "MISSING_PARAM"),
+        ("files?path=", 400, "INVALID_PATH"),
+        ("files?path=relative", 400, "INVALID_PATH"),
+        ("files?path=/a%00b", 400, "INVALID_PATH"),
+        ("tree?path=relative", 400, "INVALID_PATH"),
+        ("files?path=/etc/hostname", 500, "INTERNAL_ERROR"),
+        ("tree", 500, "INTERNAL_ERROR"),
+    ] {
+        let (answered, refused) = server.get(&format!("/snapshots/{sid}/{path}")).await;
+        assert_eq!((answered, &refused["code"]), (status, &json!(code)), "{path}");
+        let message = refused["message"].as_str().unwrap();
+        assert!(!message.contains("/layers"), "{message}");
+    }
+
+    let unknown = "3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000";
+    for path in ["tree?path=/", "files?path=/", "files"] {
+        let (status, refused) = server.get(&format!("/snapshots/{unknown}/{path}")).await;
+        assert_eq!((status, &refused["code"]), (404, &json!("NOT_FOUND")), "{path}");
+        let (status, _, _) = server.raw(Method::GET, &format!("/snapshots/{sid}/{path}"), None, "").await;
+        assert_eq!(status, 401, "{path}");
+    }
+
+    // The state comes before the path.
+    server.launcher.refuse("the disk is full");
+    let (_, created) = server.post(&format!("/computers/{id}/snapshots"), json!({})).await;
+    let failed = created["data"]["id"].as_str().unwrap();
+    let events = format!("/computers/{id}/snapshots/{failed}/events");
+    let (_, _, events) = server.raw(Method::GET, &events, Some(&server.key), "").await;
+    assert!(events.contains("\"status\":\"failed\""), "{events}");
+    for path in ["tree?path=relative", "files?path=/", "files"] {
+        let (status, refused) = server.get(&format!("/snapshots/{failed}/{path}")).await;
+        assert_eq!((status, &refused["code"]), (409, &json!("SNAPSHOT_NOT_READY")), "{path}");
+    }
+    let (_, read) = server.get(&format!("/snapshots/{failed}")).await;
+    assert_eq!(read["data"]["browsable"], false);
 }
 
 #[tokio::test]

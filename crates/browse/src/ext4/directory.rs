@@ -106,15 +106,7 @@ impl Volume {
     /// the last one too.
     pub(crate) fn find(&self, path: &str, work: &mut Work) -> Result<Found, BrowseError> {
         let invalid = |reason| BrowseError::InvalidPath { path: path.to_owned(), reason };
-        if !path.starts_with('/') {
-            return Err(invalid("it does not begin with a slash"));
-        }
-        if path.len() > PATH_BYTES {
-            return Err(invalid("it is too long"));
-        }
-        if path.contains('\0') {
-            return Err(invalid("it contains a zero byte"));
-        }
+        check_path(path)?;
         let root = Found { inode: self.inode(ROOT)?, names: Vec::new() };
         if root.inode.kind != Kind::Directory {
             return Err(corrupt("the root is not a folder"));
@@ -191,6 +183,21 @@ impl Volume {
         })?;
         Ok(exact.or(similar))
     }
+}
+
+/// Whether `path` can be one at all, on any disk.
+pub fn check_path(path: &str) -> Result<(), BrowseError> {
+    let invalid = |reason| Err(BrowseError::InvalidPath { path: path.to_owned(), reason });
+    if !path.starts_with('/') {
+        return invalid("it does not begin with a slash");
+    }
+    if path.len() > PATH_BYTES {
+        return invalid("it is too long");
+    }
+    if path.contains('\0') {
+        return invalid("it contains a zero byte");
+    }
+    Ok(())
 }
 
 /// The names in a path, the last one first. A slash at the end asks for a folder, as `.` does.

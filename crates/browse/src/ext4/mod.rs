@@ -15,6 +15,7 @@ mod inode;
 mod journal;
 mod superblock;
 
+pub use directory::check_path;
 pub(crate) use directory::{Found, Work};
 pub(crate) use file::FileReader;
 pub(crate) use inode::Inode;
