@@ -12,7 +12,8 @@ use futures_util::StreamExt;
 use roost_api::{ComputerId, ErrorCode, Size};
 use roost_guest_proto::v1::process_client::ProcessClient;
 use roost_guest_proto::v1::run_input::Input;
-use roost_guest_proto::v1::{RunInput, RunStart};
+use roost_guest_proto::v1::system_client::SystemClient;
+use roost_guest_proto::v1::{RunInput, RunStart, UsageRequest};
 use roost_launch::{Launcher, Need, Report};
 use roost_machine_proto::{Accelerator, BootSpec, DiskSpec, MachineSpec, NetworkSpec};
 
@@ -30,6 +31,12 @@ const FIRST_COMMANDS: [&[&str]; 5] = [
     &["true"],
 ];
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// A desktop is at rest when it has used no more of its processor than this in each of so many seconds: asking
+/// for it costs about half of that under emulation.
+const QUIET_MS: u64 = 60;
+const QUIET_S: u32 = 4;
+const SETTLE_LIMIT_S: u32 = 120;
 
 /// What a warm template is made of.
 #[derive(Debug, Clone)]
@@ -110,7 +117,40 @@ async fn boot_and_publish(
             Err(_) => tracing::warn!(?argv, "a first command of a warm template took too long"),
         }
     }
+    settle(launcher, computer).await;
     Ok(launcher.publish(computer, target).await?)
+}
+
+/// Waits until the desktop has done what it does once after its start: what is still to be done in the memory is
+/// done by every computer that continues from it. There is no event for that; the guest's own account is looked
+/// at once a second.
+async fn settle(launcher: &dyn Launcher, computer: ComputerId) {
+    let busy = async || -> Result<u64, Failure> {
+        let mut client = SystemClient::new(launcher.guest(computer)?);
+        let usage = client.usage(UsageRequest {}).await.map_err(Failure::from_guest)?;
+        Ok(usage.into_inner().cpu_busy_ms)
+    };
+    let (mut quiet, mut before) = (0, 0);
+    for _ in 0..SETTLE_LIMIT_S {
+        match busy().await {
+            Ok(now) => {
+                quiet = if now.saturating_sub(before) <= QUIET_MS { quiet + 1 } else { 0 };
+                before = now;
+            }
+            Err(failure) => {
+                let failure = &failure as &dyn std::error::Error;
+                tracing::warn!(failure, "the guest does not say how busy it is; its memory is kept as it is");
+                return;
+            }
+        }
+        if quiet == QUIET_S {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    tracing::warn!(
+        "the desktop is still busy {SETTLE_LIMIT_S} s after its start; its memory is kept as it is"
+    );
 }
 
 /// Runs a command to its end, whatever that is.
