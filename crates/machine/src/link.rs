@@ -12,8 +12,8 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use roost_guest_proto::v1::HealthRequest;
 use roost_guest_proto::v1::system_client::SystemClient;
+use roost_guest_proto::v1::{HealthReply, HealthRequest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub enum Port {
 #[derive(Debug)]
 pub enum LinkEvent {
     /// The agent answered on a new connection.
-    Up { guest: Guest, boot_id: String },
+    Up { guest: Guest, boot_id: String, desktop_ready: bool },
     /// That connection ended.
     Lost,
 }
@@ -119,11 +119,11 @@ pub async fn keep(path: String, mut port: watch::Receiver<Port>, events: mpsc::S
             return;
         }
         match connect(&path, patience).await {
-            Ok(Connection { guest, boot_id, mut driver }) => {
+            Ok(Connection { guest, boot_id, desktop_ready, mut driver }) => {
                 pause = FIRST_PAUSE;
                 patience = FIRST_HELLO_DEADLINE;
                 let hang_up = guest.hang_up.clone();
-                if events.send(LinkEvent::Up { guest, boot_id }).await.is_err() {
+                if events.send(LinkEvent::Up { guest, boot_id, desktop_ready }).await.is_err() {
                     return;
                 }
                 let why = tokio::select! {
@@ -154,6 +154,7 @@ pub async fn keep(path: String, mut port: watch::Receiver<Port>, events: mpsc::S
 struct Connection {
     guest: Guest,
     boot_id: String,
+    desktop_ready: bool,
     driver: Task<()>,
 }
 
@@ -176,7 +177,8 @@ async fn connect(path: &str, patience: Duration) -> Result<Connection, ConnectEr
         });
         let guest = Guest { requests, hang_up: CancellationToken::new() };
         let health = guest.system().health(HealthRequest {}).await.map_err(Box::new)?;
-        Ok(Connection { guest, boot_id: health.into_inner().boot_id, driver })
+        let HealthReply { boot_id, desktop_ready, .. } = health.into_inner();
+        Ok(Connection { guest, boot_id, desktop_ready, driver })
     };
     let silent = || Err(ConnectError::Silent { within: patience });
     tokio::time::timeout(patience, hello).await.unwrap_or_else(|_| silent())

@@ -433,7 +433,7 @@ mod tests {
     impl Setup {
         async fn open(&mut self) -> Guest {
             match self.links.recv().await.unwrap() {
-                LinkEvent::Up { guest, boot_id } => {
+                LinkEvent::Up { guest, boot_id, .. } => {
                     assert_eq!(boot_id, "boot");
                     self.gate.send_replace(Some(guest.clone()));
                     guest
