@@ -87,8 +87,13 @@ pub fn start(
         .process_group(0)
         .kill_on_drop(true);
     let in_child = Arc::clone(&namespace);
-    // SAFETY: `enter` makes system calls only and allocates nothing.
-    unsafe { command.pre_exec(move || in_child.enter()) };
+    let before_exec = move || {
+        // QEMU asks for huge pages for translated code; an idle computer would fill a small part of each.
+        rustix::thread::disable_transparent_huge_pages(true)?;
+        in_child.enter()
+    };
+    // SAFETY: the closure makes system calls only and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
