@@ -222,16 +222,19 @@ impl Parts {
             Memory::Fork(ram) => file(ram, private),
             Memory::Anonymous => format!("memory-backend-ram,{size}"),
         };
+        let spec = &self.spec;
+        // What the guest can see is Roost's own description of it. No value has a space.
+        let hardware = roost_machine::hardware(spec.accelerator, spec.vcpus, spec.memory);
+        let drive = hardware.split_once("drive=").map_or("", |(_, rest)| rest);
+        let drive = drive.split([' ', ',']).next().unwrap_or_default();
         let disk = json!({
-            "driver": "qcow2", "node-name": "disk", "discard": "unmap", "detect-zeroes": "unmap",
+            "driver": "qcow2", "node-name": drive, "discard": "unmap", "detect-zeroes": "unmap",
             "cache": { "direct": false, "no-flush": false },
             "file": {
                 "driver": "file", "filename": DISK, "aio": "threads", "discard": "unmap",
                 "cache": { "direct": false, "no-flush": false },
             },
         });
-        let spec = &self.spec;
-        let hardware = roost_machine::hardware(spec.accelerator, spec.vcpus, spec.memory);
         let mut arguments: Vec<String> = Vec::new();
         let mut add = |words: &[&str]| arguments.extend(words.iter().map(|word| (*word).to_owned()));
         add(&["-name", "guest=bare,debug-threads=on", "-nodefaults", "-no-user-config", "-display", "none"]);
@@ -243,7 +246,6 @@ impl Parts {
         add(&["-chardev", "file,id=console,path=console", "-serial", "chardev:console"]);
         add(&["-chardev", &format!("socket,id=channel,path={CHANNEL},server=on,wait=off")]);
         add(&["-netdev", "user,id=net,ipv6=off"]);
-        // What the guest can see is Roost's own description of it. No value has a space.
         add(&hardware.split(' ').collect::<Vec<_>>());
         add(&["-device", "vmgenid,guid=auto"]);
         if begin == Begin::Incoming {

@@ -147,7 +147,10 @@ async fn run(options: &Options) -> Result<bool> {
             let name = format!("{group:?}").to_lowercase();
             match bench.measure(group).await {
                 Ok(measured) => rows.extend(measured),
-                Err(error) => failures.push(format!("{name} was not measured: {error:#}")),
+                Err(error) => {
+                    failures.push(format!("{name} was not measured: {error:#}"));
+                    bench.roost.delete_everything().await?;
+                }
             }
             say(&format!("{name} ({:.0} s)", begun.elapsed().as_secs_f64()));
         }
