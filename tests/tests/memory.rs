@@ -8,9 +8,11 @@ use anyhow::{Context, Result, ensure};
 use roost_tests::{Client, Server};
 use serde_json::json;
 
-/// One line for everything that two computers may not have in common.
+/// One line for everything that two computers may not have in common. A host key is made where there is none.
 const OWN: &str = "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | base64; cat /etc/machine-id; \
-                   sudo ssh-keygen -A >/dev/null; cat /etc/ssh/ssh_host_ed25519_key.pub";
+                   [ -e /etc/ssh/ssh_host_ed25519_key ] || \
+                   sudo ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key; \
+                   cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub";
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 /// A program that counts in memory, and is nobody's child. It costs next to nothing, and what it has written is
 /// there whole or not at all.
