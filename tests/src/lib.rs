@@ -306,10 +306,11 @@ impl Client {
         Ok(answer)
     }
 
-    /// A new computer from a snapshot, when it runs. Returns its id.
-    pub async fn restore(&self, id: &str, snapshot: &Value) -> Result<String> {
+    /// A new computer from a snapshot, when it runs. Returns its id. The snapshot's own route: its computer may be
+    /// gone.
+    pub async fn restore(&self, snapshot: &Value) -> Result<String> {
         let snapshot = snapshot["id"].as_str().context("no id")?;
-        let answer = self.post(&format!("/computers/{id}/restore/{snapshot}"), json!({})).await?;
+        let answer = self.post(&format!("/snapshots/{snapshot}/restore"), json!({})).await?;
         ensure!(answer.status == 201, "restore: {} {}", answer.status, answer.json()?);
         let restored = answer.json()?["id"].as_str().context("no id")?.to_owned();
         self.running(&restored).await?;

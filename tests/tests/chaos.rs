@@ -181,8 +181,8 @@ impl World {
             Operation::Clone => (format!("/computers/{subject}/clone"), json!({})),
             Operation::Snapshot => (format!("/computers/{subject}/snapshots"), json!({})),
             Operation::Restore => {
-                let (sid, (owner, _)) = self.snapshots.first_key_value().context("no snapshot")?;
-                (format!("/computers/{owner}/restore/{sid}"), json!({}))
+                let (sid, _) = self.snapshots.first_key_value().context("no snapshot")?;
+                (format!("/snapshots/{sid}/restore"), json!({}))
             }
             Operation::Resize => (format!("/computers/{subject}/resize"), json!({ "size": "medium" })),
             Operation::Delete => (format!("/computers/{subject}"), Value::Null),
@@ -316,10 +316,9 @@ impl World {
     /// Every snapshot is whole, and when everything is deleted nothing is left.
     async fn epilogue(&mut self) -> Result<()> {
         println!("{} snapshots to look at", self.snapshots.len());
-        for (sid, (owner, mark)) in &self.snapshots {
+        for (sid, (_, mark)) in &self.snapshots {
             let snapshot = json!({ "id": sid });
-            let id =
-                self.client.restore(owner, &snapshot).await.with_context(|| format!("snapshot {sid}"))?;
+            let id = self.client.restore(&snapshot).await.with_context(|| format!("snapshot {sid}"))?;
             let computer = self.client.get(&format!("/computers/{id}")).await?.json()?;
             ensure!(computer["memory_lost"].is_null(), "its memory is not whole: {computer}");
             ensure!(self.client.output(&id, "cat ~/mark").await? == *mark, "snapshot {sid} is another one");

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 
-async fn delete_snapshot(client: &Client, id: &str, snapshot: &Value) -> Result<Value> {
+async fn delete_snapshot(client: &Client, snapshot: &Value) -> Result<Value> {
     let snapshot = snapshot["id"].as_str().context("no id")?;
-    let answer = client.delete(&format!("/computers/{id}/snapshots/{snapshot}")).await?;
+    let answer = client.delete(&format!("/snapshots/{snapshot}")).await?;
     ensure!(answer.status == 200, "delete: {} {}", answer.status, answer.json()?);
     Ok(answer.json()?["data"].clone())
 }
@@ -64,7 +64,7 @@ async fn a_snapshot_restored_three_times_gives_three_computers() -> Result<()> {
     ensure!(client.delete(&format!("/computers/{id}")).await?.status == 200);
     let mut restored = Vec::new();
     for _ in 0..3 {
-        let computer = client.restore(&id, &snapshot).await?;
+        let computer = client.restore(&snapshot).await?;
         ensure!(client.output(&computer, "cat ~/state /dev/shm/state").await? == "one\nmemory");
         ensure!(client.output(&computer, BOOT).await? == boot, "it booted");
         client.output(&computer, &format!("echo {computer} > ~/state; sync")).await?;
@@ -84,7 +84,7 @@ async fn a_snapshot_restored_three_times_gives_three_computers() -> Result<()> {
     disks_are_clean(&server)?;
 
     // The snapshot goes; its layer stays for those who lie on it, until the last of them goes.
-    let deleted = delete_snapshot(&client, &id, &snapshot).await?;
+    let deleted = delete_snapshot(&client, &snapshot).await?;
     ensure!(deleted["status"] == "deleted", "{deleted}");
     files_in(&server.data().join("snapshots"), 0).await?;
     client.verb(&restored[0], "restart").await?;
@@ -114,7 +114,11 @@ async fn a_stopped_computer_is_kept_with_its_memory_too() -> Result<()> {
     ensure!(client.output(&id, "cat ~/state /dev/shm/state").await? == "file\nmemory");
     ensure!(client.output(&id, BOOT).await? == boot, "it booted");
     client.output(&id, "echo later > ~/state; sync").await?;
-    let restored = client.restore(&id, &snapshot).await?;
+    let sid = snapshot["id"].as_str().context("no id")?;
+    let answer = client.post(&format!("/computers/{id}/restore/{sid}"), json!({})).await?;
+    ensure!(answer.status == 201 && answer.json()?["snapshot"]["id"] == sid, "{}", answer.json()?);
+    let restored = answer.json()?["data"]["id"].as_str().context("no id")?.to_owned();
+    client.running(&restored).await?;
     ensure!(client.output(&restored, "cat ~/state /dev/shm/state").await? == "file\nmemory");
     ensure!(client.output(&id, "cat ~/state").await? == "later");
     disks_are_clean(&server)
@@ -233,7 +237,7 @@ async fn long_chains_are_merged() -> Result<()> {
     files_in(&server.data().join("layers"), 14).await?;
     // The newest stays; what is below it is nobody's but its own.
     for snapshot in &snapshots[..13] {
-        delete_snapshot(&client, &id, snapshot).await?;
+        delete_snapshot(&client, snapshot).await?;
     }
     for _ in 0..600 {
         if std::fs::read_dir(server.data().join("layers"))?
@@ -258,7 +262,7 @@ async fn long_chains_are_merged() -> Result<()> {
     // From the merged files: a boot of the computer, and a computer from the snapshot.
     client.verb(&id, "restart").await?;
     ensure!(client.output(&id, check).await?.trim() == all);
-    let restored = client.restore(&id, &snapshots[13]).await?;
+    let restored = client.restore(&snapshots[13]).await?;
     ensure!(client.output(&restored, check).await?.trim() == all);
     client.verb(&restored, "restart").await?;
     ensure!(client.output(&restored, check).await?.trim() == all);

@@ -290,8 +290,9 @@ impl Control {
                     // It is deleted for good; its files go when the task tries again.
                     tracing::error!(snapshot = %id, failure = &failure as &dyn std::error::Error,
                         "failed to free the storage of a snapshot");
-                    self.inner.storage.changed();
                 }
+                // What it lay on may serve one layer only now.
+                self.inner.storage.changed();
                 Ok(*record)
             }
             Deletion::Missing => Err(Failure::snapshot_not_found()),

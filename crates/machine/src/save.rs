@@ -197,7 +197,14 @@ pub async fn capture_stopped(
             let entry = entry.map_err(file("list", saved))?;
             let target = memory.join(entry.file_name());
             bytes += allocated(entry.path())?;
-            std::fs::hard_link(entry.path(), &target).map_err(file("link", &target))?;
+            match std::fs::hard_link(entry.path(), &target) {
+                // Of an earlier snapshot, and the launcher's since then.
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    std::fs::copy(entry.path(), &target).map_err(file("copy", &target))?;
+                    File::open(&target).and_then(|copy| copy.sync_all()).map_err(file("sync", &target))?;
+                }
+                outcome => outcome.map_err(file("link", &target))?,
+            }
         }
         memory_bytes = Some(bytes);
     }
