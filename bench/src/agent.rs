@@ -13,7 +13,7 @@ use roost_guest_proto::v1::process_client::ProcessClient;
 use roost_guest_proto::v1::run_input::Input;
 use roost_guest_proto::v1::run_output::Output;
 use roost_guest_proto::v1::system_client::SystemClient;
-use roost_guest_proto::v1::{HealthRequest, RunInput, RunStart, WaitDesktopRequest};
+use roost_guest_proto::v1::{HealthRequest, RunInput, RunStart, UsageRequest, WaitDesktopRequest};
 use tokio::net::UnixStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::body::Body;
@@ -50,6 +50,11 @@ impl Agent {
 
     pub async fn wait_desktop(&self) -> Result<()> {
         self.system().wait_desktop(WaitDesktopRequest {}).await.context("WaitDesktop").map(drop)
+    }
+
+    /// CPU time the guest has used since it booted, in milliseconds.
+    pub async fn busy_ms(&self) -> Result<u64> {
+        Ok(self.system().usage(UsageRequest {}).await.context("Usage")?.into_inner().cpu_busy_ms)
     }
 
     /// Runs a command that must succeed, and returns what it printed.

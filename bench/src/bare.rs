@@ -35,6 +35,18 @@ const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 net.ifnames=0 tsc=reliable panic=-1";
 /// A guest under emulation on busy cores; nothing measured here is expected to come near.
 const LIMIT: Duration = Duration::from_secs(180);
+/// What Roost runs in a warm template, so that everybody's first commands are in its memory; and when it takes
+/// the desktop to be at rest: see `crates/control/src/warm.rs`.
+const FIRST_COMMANDS: [&[&str]; 5] = [
+    &["/bin/bash", "-lc", "true"],
+    &["python3", "-c", "import json"],
+    &["ls", "/"],
+    &["xdotool", "getmouselocation"],
+    &["true"],
+];
+const QUIET_MS: u64 = 60;
+const QUIET_S: u32 = 4;
+const SETTLE_LIMIT_S: u32 = 120;
 /// For the guest to see that the conversation is over, and to come to rest: no event tells when it has.
 const REST: Duration = Duration::from_secs(1);
 
@@ -99,13 +111,17 @@ impl Parts {
         Ok((guest, begun.elapsed()))
     }
 
-    /// Boots a desktop, lets it come to rest, and freezes it.
+    /// Boots a desktop, gives it the same start in life as Roost gives its warm templates, and freezes it.
     pub async fn template(&self) -> Result<Template> {
         let directory = self.new_directory()?;
         overlay(&self.base, Some(self.disk_gib), &directory).await?;
         let ram = directory.join("ram");
         let Guest { child, mut qmp, agent, .. } =
             self.boot_on(directory.clone(), Memory::Shared(&ram)).await?;
+        for words in FIRST_COMMANDS {
+            agent.run(words).await.context("a first command of the floor's template")?;
+        }
+        settle(&agent).await?;
         drop(agent);
         tokio::time::sleep(REST).await;
         qmp.execute("stop", json!({})).await?;
@@ -279,6 +295,21 @@ impl Guest {
         std::fs::remove_dir_all(&self.directory)
             .with_context(|| format!("failed to remove {}", self.directory.display()))
     }
+}
+
+/// Waits until the desktop has done what it does once after its start.
+async fn settle(agent: &Agent) -> Result<()> {
+    let (mut quiet, mut before) = (0, 0);
+    for _ in 0..SETTLE_LIMIT_S {
+        let now = agent.busy_ms().await?;
+        quiet = if now.saturating_sub(before) <= QUIET_MS { quiet + 1 } else { 0 };
+        before = now;
+        if quiet == QUIET_S {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
 }
 
 async fn migrate(qmp: &mut Qmp, state: &Path) -> Result<()> {
