@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 use roost_tests::{Client, Server, processes_naming};
 use serde_json::{Value, json};
 
-const KILLS: u32 = 120;
+const KILLS: u32 = 108;
 /// Computers that are there between two kills.
 const POOL: usize = 3;
 /// How many of the computers that lost their memory are booted to look at; of the others the disk is read.
-const BOOTS: u32 = 6;
+const BOOTS: u32 = 3;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Operation {

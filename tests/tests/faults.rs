@@ -148,3 +148,39 @@ async fn until_error(client: &roost_tests::Client, id: &str) -> Result<serde_jso
         client.get(&format!("/computers/{id}")).await?.json()?
     )
 }
+
+/// Every process vanishes at once, as when the power goes.
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn the_host_restarts() -> Result<()> {
+    let mut server = Server::start()?;
+    let client = server.client();
+    let boot = "cat /proc/sys/kernel/random/boot_id";
+    let running = client.create("running").await?;
+    client.output(&running, "echo safe > ~/safe && sync").await?;
+    let stopped = client.create("stopped").await?;
+    let boot_of_stopped = client.output(&stopped, boot).await?;
+    client.output(&stopped, "echo memory > /dev/shm/state").await?;
+    client.verb(&stopped, "stop").await?;
+    let body = json!({ "name": "always", "template_type": "miosa-desktop", "always_on": true });
+    let always = client.post("/computers?wait=60", body).await?.json()?;
+    let always = always["id"].as_str().context("no id")?.to_owned();
+    client.running(&always).await?;
+    client.output(&always, "echo safe > ~/safe && sync").await?;
+
+    server.restart_host()?;
+    let client = server.client();
+    let status = async |id: &str| -> Result<serde_json::Value> {
+        Ok(client.get(&format!("/computers/{id}")).await?.json()?["status"].clone())
+    };
+    ensure!(status(&running).await? == "stopped" && status(&stopped).await? == "stopped");
+    // One with its disk, one with its memory, one by itself.
+    client.verb(&stopped, "start").await?;
+    ensure!(client.output(&stopped, boot).await? == boot_of_stopped, "it booted");
+    ensure!(client.output(&stopped, "cat /dev/shm/state").await? == "memory");
+    client.running(&always).await?;
+    ensure!(client.output(&always, "cat ~/safe").await? == "safe");
+    client.verb(&running, "start").await?;
+    ensure!(client.output(&running, "cat ~/safe").await? == "safe");
+    Ok(())
+}
