@@ -339,6 +339,9 @@ impl Control {
             Step::RemoveRow => Ok(self.inner.store.remove_computer(computer).await?),
             Step::Capture => {
                 let capture = capture(workflow)?;
+                if self.is_recorded(&capture).await? {
+                    return Ok(());
+                }
                 self.inner.store.snapshot_progress(capture.snapshot, "capturing", 10).await?;
                 self.inner.snapshot_hub.notify(capture.snapshot);
                 launcher.capture(computer, &capture).await?;
@@ -346,6 +349,9 @@ impl Control {
             }
             Step::RecordCapture => {
                 let capture = capture(workflow)?;
+                if self.is_recorded(&capture).await? {
+                    return Ok(());
+                }
                 // It is kept already and answers again.
                 let captured = launcher.capture(computer, &capture).await?;
                 let recorded = Recorded {
@@ -412,6 +418,13 @@ impl Control {
             | Step::DropMemory
             | Step::RecordSize => {}
         }
+    }
+
+    /// Whether an earlier run of this workflow got this far. The snapshot may have been used and freed since; a
+    /// second capture under its name would be of another state.
+    async fn is_recorded(&self, capture: &Capture) -> Result<bool, Failure> {
+        let snapshot = self.inner.store.snapshot(capture.snapshot).await?;
+        Ok(snapshot.is_none_or(|snapshot| snapshot.status != SnapshotStatus::Creating))
     }
 
     /// Gives a capture up, unless it is recorded: then it is a fact that others may build on already.

@@ -30,6 +30,8 @@ pub enum DiskError {
          restart the server, which does"
     )]
     IsLayer,
+    #[error("{layer} is another disk than the computer's: it was captured under this name before")]
+    NotTheLayer { layer: Utf8PathBuf },
     #[error("the base image {base} cannot be read ({source}): build or import the template again")]
     Base { base: Utf8PathBuf, source: std::io::Error },
     #[error("cannot make the disk: {0}")]

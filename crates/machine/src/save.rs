@@ -124,6 +124,10 @@ pub async fn capture(
     if let Some(captured) = read_report(&report)? {
         return Ok(Saved { captured, disk: saving.disk });
     }
+    // The new disk will lie on the layer: what the guest has written since another one became it would be lost.
+    if disk::has_switched(layer)? {
+        return Err(DiskError::NotTheLayer { layer: layer.to_owned() }.into());
+    }
     make_empty(home)?;
     make_empty(memory)?;
     let mut overlay_is_open = false;
