@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 #[derive(Debug)]
 pub struct Server {
     data: tempfile::TempDir,
+    settings: Vec<(&'static str, &'static str)>,
     process: Child,
     pub url: String,
     pub key: String,
@@ -49,10 +50,20 @@ impl Server {
 
     /// With its data in a directory of its own below `parent`.
     pub fn start_below(parent: &Path) -> Result<Self> {
+        Self::start_configured(parent, &[])
+    }
+
+    /// With settings from its environment, also when it is started again.
+    pub fn start_with(settings: &[(&'static str, &'static str)]) -> Result<Self> {
+        Self::start_configured(Path::new("/var/tmp"), settings)
+    }
+
+    fn start_configured(parent: &Path, settings: &[(&'static str, &'static str)]) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("roost-test-").tempdir_in(parent)?;
-        let (process, url) = spawn(data.path())?;
+        let settings = settings.to_vec();
+        let (process, url) = spawn(data.path(), &settings)?;
         let key = std::fs::read_to_string(data.path().join("admin.key"))?.trim().to_owned();
-        Ok(Self { data, process, url, key })
+        Ok(Self { data, settings, process, url, key })
     }
 
     pub fn data(&self) -> &Path {
@@ -62,7 +73,7 @@ impl Server {
     /// `kill -9`, and a new server on the same data.
     pub fn kill_and_start_again(&mut self) -> Result<()> {
         self.kill()?;
-        let (process, url) = spawn(self.data.path())?;
+        let (process, url) = spawn(self.data.path(), &self.settings)?;
         self.process = process;
         self.url = url;
         Ok(())
@@ -78,7 +89,7 @@ impl Server {
     pub fn restart_host(&mut self) -> Result<()> {
         self.kill()?;
         self.kill_machines();
-        let (process, url) = spawn(self.data.path())?;
+        let (process, url) = spawn(self.data.path(), &self.settings)?;
         self.process = process;
         self.url = url;
         Ok(())
@@ -139,7 +150,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(data: &Path) -> Result<(Child, String)> {
+fn spawn(data: &Path, settings: &[(&str, &str)]) -> Result<(Child, String)> {
     let socket_path = data.join("notify.sock");
     drop(std::fs::remove_file(&socket_path));
     let socket = UnixDatagram::bind(&socket_path)?;
@@ -149,6 +160,7 @@ fn spawn(data: &Path) -> Result<(Child, String)> {
         .env("ROOST_DATA", data)
         .env("ROOST_TEMPLATES", templates()?)
         .env("NOTIFY_SOCKET", &socket_path)
+        .envs(settings.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -238,6 +250,10 @@ impl Client {
 
     pub async fn post(&self, path: &str, body: Value) -> Result<Answer> {
         self.request(Method::POST, &format!("/api/v1{path}"), Some(body.to_string().into_bytes())).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Result<Answer> {
+        self.request(Method::PATCH, &format!("/api/v1{path}"), Some(body.to_string().into_bytes())).await
     }
 
     pub async fn delete(&self, path: &str) -> Result<Answer> {

@@ -6,6 +6,7 @@
 mod bench;
 mod build;
 mod packages;
+mod postgres;
 mod step;
 mod test;
 mod up;
@@ -17,7 +18,7 @@ usage: cargo xtask COMMAND
 
   up [--detach] [--listen ADDRESS]   install what is missing, build, start Roost with a first computer
   down                               stop the computers and the server that `up` started
-  test [--fast]                      run every test; --fast leaves out those that need a virtual machine
+  test [--fast]                      run every test; --fast leaves out virtual machines and PostgreSQL
   bench [OPTIONS]                    measure what SPECIFICATION.md promises; --help lists the options
   openapi                            write openapi.json from the routes";
 

@@ -28,6 +28,7 @@ const QEMU: &[&str] = &["qemu-system-x86", "qemu-utils"];
 const TEST: &[&str] = &[
     "chromium",
     "fonts-dejavu-core",
+    "postgresql",
     "procps",
     "python3",
     "python3-venv",
@@ -150,8 +151,7 @@ fn apt(arguments: &[&str]) -> Command {
 }
 
 fn as_root(program: &str) -> Command {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"));
-    let mut command = if root {
+    let mut command = if is_root() {
         Command::new(program)
     } else {
         let mut sudo = Command::new("sudo");
@@ -160,4 +160,8 @@ fn as_root(program: &str) -> Command {
     };
     command.env("DEBIAN_FRONTEND", "noninteractive");
     command
+}
+
+pub(crate) fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.starts_with(b"0\n"))
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: format, lints, dependencies, unit tests, pages, then the tests that boot computers.
+//! `cargo xtask test`: format, lints, dependencies, unit tests, pages, the database tests on PostgreSQL, then the tests
+//! that boot computers.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,12 +7,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::packages::Purpose;
+use crate::postgres::Cluster;
 use crate::{build, packages, step};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extent {
     Full,
-    /// Without virtual machines.
+    /// Without virtual machines and without a database server.
     Fast,
 }
 
@@ -46,9 +48,32 @@ pub(crate) fn test(extent: Extent) -> Result<()> {
         build::cargo().args(["test", "--release", "--locked", "-p", "roost-guest"]),
     )?;
     if extent == Extent::Full {
+        on_postgres()?;
         machines()?;
     }
     Ok(())
+}
+
+/// What speaks to the database once more, with the other engine.
+fn on_postgres() -> Result<()> {
+    let cluster = Cluster::start()?;
+    step::show(
+        "tests on PostgreSQL",
+        build::cargo()
+            .args([
+                "test",
+                "--release",
+                "--locked",
+                "-p",
+                "roost-store",
+                "-p",
+                "roost-control",
+                "-p",
+                "roost-http",
+            ])
+            .env("ROOST_TEST_DATABASE", cluster.address()),
+    )?;
+    cluster.stop()
 }
 
 fn deny() -> Result<()> {

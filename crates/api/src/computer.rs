@@ -171,8 +171,12 @@ pub struct CreateComputer {
     pub external_project_id: Option<String>,
     pub metadata: Option<Map<String, Value>>,
     pub visibility: Option<Visibility>,
-    /// Start it again after the host was restarted.
+    /// Idle seconds before it stops by itself; 0 (default) is never.
+    pub idle_timeout_sec: Option<u32>,
+    /// Start it again after the host was restarted, and never stop it because it is idle.
     pub always_on: Option<bool>,
+    /// Environment variables, as if set one by one.
+    pub env: Option<BTreeMap<String, String>>,
 }
 
 /// Query of `POST /computers`.
@@ -200,7 +204,9 @@ pub struct UpdateComputer {
 }
 
 /// Tells a field that is null from one that is absent.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 

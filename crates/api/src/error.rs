@@ -14,11 +14,16 @@ use utoipa::ToSchema;
 pub enum ErrorCode {
     /// The body is not JSON, or not UTF-8.
     InvalidJson,
+    /// The request could be read in two ways.
+    AmbiguousRequest,
     MissingParam,
     InvalidId,
     /// A path on a disk that cannot be one, or that leads to something else than was asked for.
     InvalidPath,
     InvalidToken,
+    /// The tenant has no credits left.
+    InsufficientCredits,
+    WrongPassword,
     InsufficientScope,
     Forbidden,
     NotFound,
@@ -26,6 +31,8 @@ pub enum ErrorCode {
     /// The verb does not fit the computer's status.
     InvalidState,
     ComputerNotRunning,
+    /// The same in the words of the viewer's routes.
+    DesktopNotRunning,
     ComputerStarting,
     /// What the verb needs of the computer or of its machine is not so.
     ResourceState,
@@ -35,13 +42,28 @@ pub enum ErrorCode {
     NoSnapshotAvailable,
     SnapshotAlreadyNamed,
     NameTaken,
+    /// Another request had the same Idempotency-Key.
+    IdempotencyKeyReused,
+    /// A request with this Idempotency-Key was begun, and how it ended is not known.
+    IdempotencyInProgress,
+    /// A request with this Idempotency-Key was carried out, and its answer cannot be given again.
+    IdempotencyAnswerLost,
+    DeliveryNotFound,
+    /// The delivery has not ended yet.
+    NotRedeliverable,
     TooLarge,
     ValidationFailed,
     InvalidTtl,
     /// The filesystem of a snapshot is damaged, or of a kind that the server cannot read.
     DiskUnreadable,
     UpgradeRequired,
+    /// Too many attempts with a viewer password.
+    RateLimited,
+    /// The key made more requests than it may.
+    RateLimitExceeded,
     AgentUnavailable,
+    /// No program listens on the port, or it ended the connection.
+    PortUnavailable,
     /// The template is not built, or this host cannot start machines now.
     NoReadyMachine,
     /// A part that the server cannot work without does not answer.
@@ -55,16 +77,20 @@ impl ErrorCode {
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorCode::InvalidJson => "INVALID_JSON",
+            ErrorCode::AmbiguousRequest => "AMBIGUOUS_REQUEST",
             ErrorCode::MissingParam => "MISSING_PARAM",
             ErrorCode::InvalidId => "INVALID_ID",
             ErrorCode::InvalidPath => "INVALID_PATH",
             ErrorCode::InvalidToken => "invalid_token",
+            ErrorCode::InsufficientCredits => "INSUFFICIENT_CREDITS",
+            ErrorCode::WrongPassword => "wrong_password",
             ErrorCode::InsufficientScope => "insufficient_scope",
             ErrorCode::Forbidden => "FORBIDDEN",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             ErrorCode::InvalidState => "INVALID_STATE",
             ErrorCode::ComputerNotRunning => "COMPUTER_NOT_RUNNING",
+            ErrorCode::DesktopNotRunning => "computer_not_running",
             ErrorCode::ComputerStarting => "COMPUTER_STARTING",
             ErrorCode::ResourceState => "RESOURCE_STATE",
             ErrorCode::SnapshotInUse => "SNAPSHOT_IN_USE",
@@ -72,12 +98,20 @@ impl ErrorCode {
             ErrorCode::NoSnapshotAvailable => "NO_SNAPSHOT_AVAILABLE",
             ErrorCode::SnapshotAlreadyNamed => "SNAPSHOT_ALREADY_NAMED",
             ErrorCode::NameTaken => "NAME_TAKEN",
+            ErrorCode::IdempotencyKeyReused => "IDEMPOTENCY_KEY_REUSED",
+            ErrorCode::IdempotencyInProgress => "IDEMPOTENCY_IN_PROGRESS",
+            ErrorCode::IdempotencyAnswerLost => "IDEMPOTENCY_ANSWER_LOST",
+            ErrorCode::DeliveryNotFound => "DELIVERY_NOT_FOUND",
+            ErrorCode::NotRedeliverable => "NOT_REDELIVERABLE",
             ErrorCode::TooLarge => "TOO_LARGE",
             ErrorCode::ValidationFailed => "VALIDATION_FAILED",
             ErrorCode::InvalidTtl => "INVALID_TTL",
             ErrorCode::DiskUnreadable => "DISK_UNREADABLE",
             ErrorCode::UpgradeRequired => "UPGRADE_REQUIRED",
+            ErrorCode::RateLimited => "rate_limited",
+            ErrorCode::RateLimitExceeded => "rate_limit_exceeded",
             ErrorCode::AgentUnavailable => "AGENT_UNAVAILABLE",
+            ErrorCode::PortUnavailable => "PORT_UNAVAILABLE",
             ErrorCode::NoReadyMachine => "NO_READY_MACHINE",
             ErrorCode::Unavailable => "SERVICE_UNAVAILABLE",
             ErrorCode::StartFailed => "START_FAILED",
@@ -89,26 +123,34 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             ErrorCode::InvalidJson
+            | ErrorCode::AmbiguousRequest
             | ErrorCode::MissingParam
             | ErrorCode::InvalidId
             | ErrorCode::InvalidPath => 400,
-            ErrorCode::InvalidToken => 401,
+            ErrorCode::InvalidToken | ErrorCode::WrongPassword => 401,
+            ErrorCode::InsufficientCredits => 402,
             ErrorCode::InsufficientScope | ErrorCode::Forbidden => 403,
-            ErrorCode::NotFound => 404,
+            ErrorCode::NotFound | ErrorCode::DeliveryNotFound => 404,
             ErrorCode::MethodNotAllowed => 405,
             ErrorCode::InvalidState
             | ErrorCode::ComputerNotRunning
+            | ErrorCode::DesktopNotRunning
             | ErrorCode::ComputerStarting
             | ErrorCode::ResourceState
             | ErrorCode::SnapshotInUse
             | ErrorCode::SnapshotNotReady
             | ErrorCode::NoSnapshotAvailable
             | ErrorCode::SnapshotAlreadyNamed
-            | ErrorCode::NameTaken => 409,
+            | ErrorCode::NameTaken
+            | ErrorCode::IdempotencyKeyReused
+            | ErrorCode::IdempotencyInProgress
+            | ErrorCode::IdempotencyAnswerLost
+            | ErrorCode::NotRedeliverable => 409,
             ErrorCode::TooLarge => 413,
             ErrorCode::ValidationFailed | ErrorCode::InvalidTtl | ErrorCode::DiskUnreadable => 422,
             ErrorCode::UpgradeRequired => 426,
-            ErrorCode::AgentUnavailable => 502,
+            ErrorCode::RateLimited | ErrorCode::RateLimitExceeded => 429,
+            ErrorCode::AgentUnavailable | ErrorCode::PortUnavailable => 502,
             ErrorCode::NoReadyMachine | ErrorCode::Unavailable => 503,
             ErrorCode::StartFailed | ErrorCode::Internal => 500,
         }
@@ -117,24 +159,38 @@ impl ErrorCode {
     /// Whether the same request may succeed later without the caller changing anything.
     pub fn retryable(self) -> bool {
         match self {
-            ErrorCode::ComputerStarting | ErrorCode::AgentUnavailable | ErrorCode::Unavailable => true,
+            ErrorCode::ComputerStarting
+            | ErrorCode::RateLimited
+            | ErrorCode::IdempotencyInProgress
+            | ErrorCode::RateLimitExceeded
+            | ErrorCode::AgentUnavailable
+            | ErrorCode::PortUnavailable
+            | ErrorCode::Unavailable => true,
             ErrorCode::InvalidJson
+            | ErrorCode::AmbiguousRequest
             | ErrorCode::MissingParam
             | ErrorCode::InvalidId
             | ErrorCode::InvalidPath
             | ErrorCode::InvalidToken
+            | ErrorCode::InsufficientCredits
+            | ErrorCode::WrongPassword
             | ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
             | ErrorCode::NotFound
             | ErrorCode::MethodNotAllowed
             | ErrorCode::InvalidState
             | ErrorCode::ComputerNotRunning
+            | ErrorCode::DesktopNotRunning
             | ErrorCode::ResourceState
             | ErrorCode::SnapshotInUse
             | ErrorCode::SnapshotNotReady
             | ErrorCode::NoSnapshotAvailable
             | ErrorCode::SnapshotAlreadyNamed
             | ErrorCode::NameTaken
+            | ErrorCode::IdempotencyKeyReused
+            | ErrorCode::IdempotencyAnswerLost
+            | ErrorCode::DeliveryNotFound
+            | ErrorCode::NotRedeliverable
             | ErrorCode::TooLarge
             | ErrorCode::ValidationFailed
             | ErrorCode::InvalidTtl

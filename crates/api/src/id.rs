@@ -58,6 +58,7 @@ typed_id!(UserId);
 typed_id!(WorkspaceId);
 typed_id!(ProjectId);
 typed_id!(ApiKeyId);
+typed_id!(ShareId);
 typed_id!(
     /// A state of a computer that is kept: its disk, and its memory where it ran.
     SnapshotId
@@ -69,4 +70,21 @@ typed_id!(
 typed_id!(
     /// One run of a durable workflow.
     WorkflowId
+);
+typed_id!(WebhookId);
+typed_id!(
+    /// One event on its way to one webhook.
+    DeliveryId
+);
+typed_id!(
+    /// A time for which a computer ran without a break.
+    RunId
+);
+typed_id!(
+    /// An entry in a tenant's ledger.
+    TransactionId
+);
+typed_id!(
+    /// One run of the server program, among those on one database.
+    ServerId
 );

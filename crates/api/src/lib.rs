@@ -1,30 +1,56 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod auto_stop;
 mod computer;
 mod connection;
+mod credits;
 mod desktop;
+mod env;
 mod error;
+mod event;
 mod exec;
 mod id;
+mod metrics;
+mod port;
 mod size;
 mod snapshot;
 mod time;
+mod webhook;
 
+pub use auto_stop::{AutoStop, ChangeAutoStop};
 pub use computer::{
     Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,
     ListComputers, PageMeta, Readiness, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
-    ComputerUrls, DesktopSession, NamedUrl, StreamToken, StreamTokenRequest, VncCredentials,
+    ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,
+    ShareRevoked, ShareRole, SharedDesktop, StreamToken, StreamTokenRequest, ViewerPassword,
+    ViewerPasswordState, ViewerSessionRequest, VncCredentials,
+};
+pub use credits::{
+    CreditBalance, CreditTransaction, CreditTransactions, CreditUsage, GrantCredits, InvalidPrice,
+    MicroCredits, PageQuery, Price, Prices, SessionsQuery, UsageGroup, UsageQuery, UsageReport, UsageSession,
+    UsageSessions, UsageSummary,
 };
 pub use desktop::{
     ClickRequest, CursorPosition, KeyRequest, MouseButton, PointRequest, ScreenSize, ScrollDirection,
     ScrollRequest, Success, TypeRequest,
 };
+pub use env::{ChangeVariable, MASKED, SetVariable, Variable, VariableDeleted, Variables};
 pub use error::{ApiError, ErrorBody, ErrorCode, ErrorDetail};
+pub use event::{
+    ComputerStreamQuery, Event, EventFrame, EventGap, EventId, EventStatus, EventStreamQuery, NotAnEventId,
+    Transition,
+};
 pub use exec::{ExecRequest, ExecResult, PythonRequest};
 pub use id::{
-    ApiKeyId, ComputerId, LayerId, ProjectId, SnapshotId, TenantId, UserId, WorkflowId, WorkspaceId,
+    ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
+    TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
+};
+pub use metrics::{MetricPoint, Metrics, MetricsQuery};
+pub use port::{
+    ChangePort, ExposePort, NotAPort, Port, PortAccess, PortAccessRequest, PortDeleted, PortList, PortNumber,
+    PortUrl, PortVisibility,
 };
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use snapshot::{
@@ -35,3 +61,6 @@ pub use snapshot::{
     SnapshotPath, SnapshotResource, SnapshotState, SnapshotTree, SseTicket, TicketQuery, WithDependents,
 };
 pub use time::Timestamp;
+pub use webhook::{
+    CreatedWebhook, DeletedWebhook, ListWebhooks, ReplayDelivery, Webhook, WebhookDelivery, WebhookRequest,
+};

@@ -8,6 +8,8 @@ use utoipa::{PartialSchema, ToSchema};
 pub struct Timestamp(jiff::Timestamp);
 
 impl Timestamp {
+    pub const EPOCH: Timestamp = Timestamp(jiff::Timestamp::UNIX_EPOCH);
+
     pub fn now() -> Self {
         let now = jiff::Timestamp::now();
         // Whole microseconds, so that a value is the same before and after it was stored.
@@ -25,6 +27,14 @@ impl Timestamp {
 
     pub fn as_seconds(self) -> i64 {
         self.0.as_second()
+    }
+}
+
+impl std::str::FromStr for Timestamp {
+    type Err = jiff::Error;
+
+    fn from_str(text: &str) -> Result<Self, jiff::Error> {
+        text.parse().map(Self)
     }
 }
 

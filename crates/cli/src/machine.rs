@@ -46,7 +46,7 @@ enum Work {
 
 /// Runs on the main thread, which is the only one while root is given up, and which QEMU is bound to.
 pub(crate) fn run(args: &MachineArgs) -> anyhow::Result<()> {
-    crate::output::log();
+    crate::output::log(crate::output::LogFormat::Text);
     // It was started through /proc/self/exe, which would be its name in every list of processes.
     rustix::thread::set_name(c"roost-machine").context("failed to name the process")?;
     // Where the host's memory runs out all the same, a computer goes and not the server or a login.

@@ -7,6 +7,7 @@ mod doctor;
 mod exec;
 mod image;
 mod machine;
+mod metering;
 mod output;
 mod serve;
 mod snapshot;
@@ -65,6 +66,13 @@ enum Command {
     Open(commands::OpenArgs),
     /// Show the newest lines of a computer's console
     Logs(commands::LogsArgs),
+    /// Show CPU and memory of a computer over time
+    Metrics(metering::MetricsArgs),
+    /// Show or change after which idle time a computer stops
+    AutoStop(metering::AutoStopArgs),
+    /// Show and grant credits
+    #[command(subcommand)]
+    Credits(metering::CreditsCommand),
     /// Run the server
     Serve(serve::ServeArgs),
     /// Build and list the templates that computers start from
@@ -147,6 +155,9 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,
         Command::Open(args) => commands::open(&client()?, &args, json).await?,
         Command::Logs(args) => commands::logs(&client()?, &args, json).await?,
+        Command::Metrics(args) => metering::metrics(&client()?, &args, json).await?,
+        Command::AutoStop(args) => metering::auto_stop(&client()?, &args, json).await?,
+        Command::Credits(command) => metering::credits(&client()?, &command, json).await?,
         Command::Serve(args) => serve::serve(args).await?,
         Command::Doctor(args) => return doctor::doctor(&args, json).await,
         Command::Image(_) | Command::Openapi | Command::Machine(_) => {

@@ -3,29 +3,42 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use roost_api::Size;
-use roost_control::{Config, Control, NoHook, PublicUrls, StreamKey, Templates};
+use roost_api::{MicroCredits, Price, Prices, Size};
+use roost_control::{
+    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, StreamKey, Templates,
+};
+use roost_http::{App, Origin, Outgoing, RateLimit, Reach};
 use roost_image::DESKTOP;
 use roost_launch::{Local, LocalConfig};
 use roost_machine_proto::NetworkSpec;
-use roost_store::Store;
+use roost_store::{DatabaseUrl, Store};
 use rustix::fs::{FlockOperation, flock};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::DataArgs;
+use crate::output::LogFormat;
 use crate::templates::HostTemplates;
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
     data: DataArgs,
+
+    /// PostgreSQL database, as postgres://USER@HOST/DATABASE [default: SQLite, roost.db in the data directory]
+    ///
+    /// Arguments can be read by everybody on this host: give a password in ROOST_DATABASE, in PGPASSWORD or in the
+    /// file that PGPASSFILE names.
+    #[arg(long, env = "ROOST_DATABASE", hide_env_values = true, value_name = "URL")]
+    database: Option<DatabaseUrl>,
 
     /// Address to listen on
     #[arg(long, env = "ROOST_LISTEN", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
@@ -42,14 +55,46 @@ pub(crate) struct ServeArgs {
     /// Private IPv4 network that computers may reach, in CIDR form; may be repeated
     #[arg(long = "allow-network", env = "ROOST_ALLOW_NETWORK", value_delimiter = ',', value_name = "CIDR")]
     allow_networks: Vec<String>,
+
+    /// What an hour of a size costs, in credits; may be repeated [default: xs=2 small=3 medium=6 large=12 xl=24]
+    #[arg(long = "price", env = "ROOST_PRICES", value_delimiter = ',', value_name = "SIZE=CREDITS")]
+    prices: Vec<Price>,
+
+    /// Credits that a tenant begins with which has never run anything [default: credits are not counted]
+    #[arg(long, env = "ROOST_STARTING_CREDITS", value_name = "CREDITS")]
+    starting_credits: Option<u32>,
+
+    /// Requests that an API key may make in a minute [default: any number]
+    #[arg(long, env = "ROOST_RATE_LIMIT", value_name = "REQUESTS")]
+    rate_limit: Option<NonZeroU32>,
+
+    /// Origin whose web pages may call the API, such as https://app.example.org, or * for every one; may be repeated
+    #[arg(long = "cors-origin", env = "ROOST_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
+    cors_origins: Vec<Origin>,
+
+    /// Let webhooks lead to http addresses, and to whatever this host reaches
+    #[arg(long, env = "ROOST_WEBHOOKS_ANYWHERE")]
+    webhooks_anywhere: bool,
+
+    /// How many days events are kept
+    #[arg(long, env = "ROOST_EVENT_DAYS", default_value_t = 7, value_name = "DAYS")]
+    event_days: u32,
+
+    /// How many events are kept at most
+    #[arg(long, env = "ROOST_EVENT_COUNT", default_value_t = 1_000_000, value_name = "EVENTS")]
+    event_count: u64,
+
+    /// How the log is written
+    #[arg(long, env = "ROOST_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    log_format: LogFormat,
 }
 
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
-    crate::output::log();
+    crate::output::log(args.log_format);
     let data = args.data.data()?;
     let templates_dir = args.data.templates()?;
     make_data_directory(&data)?;
-    let _lock = lock(&data)?;
+    let _lock = lock(&data, args.database.is_some())?;
 
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("failed to listen on {}: is the port taken? choose another with --listen", args.listen)
@@ -64,7 +109,10 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         roost_machine::accel::probe(&template.kernel, &template.initrd, &data.join("accelerator.json"))?;
     tracing::info!(accelerator = ?verdict.accelerator, why = verdict.why, qemu = verdict.qemu.full, "host");
 
-    let store = Store::open(&data.join("roost.db")).await?;
+    let store = match &args.database {
+        Some(url) => Store::connect(url).await?,
+        None => Store::open(&data.join("roost.db")).await?,
+    };
     let key = roost_control::first_key(&store).await?;
     if let Some(key) = key {
         let path = data.join("admin.key");
@@ -86,17 +134,36 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let domain = args.domain.unwrap_or_else(|| format!("localhost:{}", address.port()));
     let keys = data.join("keys");
+    let mut prices = Prices::default();
+    args.prices.into_iter().for_each(|price| prices.set(price));
     let config = Config {
         urls: PublicUrls { scheme: scheme.to_owned(), origin: origin.clone(), domain: domain.clone() },
         accelerator: verdict.accelerator,
         network: NetworkSpec { allow: args.allow_networks },
         stream_key: StreamKey::load(&keys.join("stream.key")).context("failed to read keys/stream.key")?,
+        seal_key: SealKey::load(&keys.join("seal.key")).context("failed to read keys/seal.key")?,
         disk_directories,
+        events: EventRetention {
+            age: Duration::from_secs(u64::from(args.event_days) * 86_400),
+            count: args.event_count,
+        },
+        outbound: Arc::new(Outgoing::new(if args.webhooks_anywhere {
+            Reach::Anywhere
+        } else {
+            Reach::Public
+        })?),
+        credits: CreditConfig { prices, starting: args.starting_credits.map(MicroCredits::from_credits) },
+        sharing: Sharing { locks: Some(data.join("servers")), ..Sharing::default() },
     };
     let built = HostTemplates::new(templates, verdict.accelerator, verdict.qemu.full.clone());
     let built = read_memories(built, template.digest.to_string()).await?;
     let control = Control::start(store.clone(), Arc::new(launcher), built, config, Arc::new(NoHook)).await?;
-    let router = roost_http::router(roost_http::App { control, domain })?;
+    let router = roost_http::router(App {
+        control: control.clone(),
+        domain,
+        rate_limit: args.rate_limit.map(RateLimit::per_minute).map(Arc::new),
+        cors_origins: args.cors_origins,
+    })?;
 
     tracing::info!(%address, data = %data, version = env!("CARGO_PKG_VERSION"), "serving");
     notify_ready(&format!("serving at {origin}"))?;
@@ -104,10 +171,11 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Open streams would hold a graceful shutdown for ever, and computers outlive the server anyway.
     tokio::select! {
-        result = async { axum::serve(listener, router).await } => result?,
+        result = async { axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await } => result?,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    control.leave().await?;
     tracing::info!("the server ends; computers keep running and are found again at the next start");
     store.close().await;
     Ok(())
@@ -150,11 +218,15 @@ fn make_data_directory(data: &Utf8Path) -> anyhow::Result<()> {
     std::fs::set_permissions(data.join("keys"), std::fs::Permissions::from_mode(0o700)).with_context(failed)
 }
 
-/// Two servers on one data directory would run every workflow twice.
-fn lock(data: &Utf8Path) -> anyhow::Result<File> {
+/// Two servers on one data directory would run every workflow twice, unless one database tells them apart.
+fn lock(data: &Utf8Path, shared: bool) -> anyhow::Result<File> {
     let path = data.join("server.lock");
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let operation = match shared {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    if flock(&file, operation).is_err() {
         let pid = std::fs::read_to_string(&path).unwrap_or_default();
         bail!("another server (process {}) runs on {data}: stop it, or choose another --data", pid.trim());
     }

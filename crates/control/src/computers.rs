@@ -68,10 +68,14 @@ impl Control {
                 format!("the template {template} is not built on this host yet: run `roost image build`"),
             )
         })?;
+        self.require_credits(caller.tenant).await?;
         let warm = self.inner.templates.warm(template, &files.digest, size)?;
         self.admit(if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
+        let id = ComputerId::new();
+        let env = self.new_variables(caller.tenant, id, &request.env.unwrap_or_default())?;
+        let always_on = request.always_on.unwrap_or(false);
         let new = NewComputer {
-            id: ComputerId::new(),
+            id,
             tenant_id: caller.tenant,
             owner_user_id: caller.user,
             workspace_id: home.workspace,
@@ -87,19 +91,37 @@ impl Control {
             selected_apps: request.selected_apps.unwrap_or_default(),
             metadata: metadata(request.metadata)?,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
-            always_on: request.always_on.unwrap_or(false),
+            auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },
+            always_on,
             disk_gib: size.disk_gib(),
             snapshot: None,
             layer: None,
             last_snapshot: None,
+            env,
         };
         let (record, workflow) = self.inner.store.insert_computer(&new).await?;
         tracing::info!(computer = %record.id, slug = record.slug, size = size.as_str(), "created");
+        self.inner.hub.notify(record.id);
         let handle = self.run_workflow(workflow);
         Ok(Created { record, handle })
     }
 
     pub async fn list(&self, caller: &Caller, query: &ListComputers) -> Result<ComputerList, Failure> {
+        let statuses = (query.status.is_some() || query.state.is_some()).then(|| {
+            let is_wanted = |status: &Status| {
+                query.status.as_deref().is_none_or(|wanted| status.as_str() == wanted)
+                    && query
+                        .state
+                        .as_deref()
+                        .is_none_or(|wanted| status.as_str() == wanted || status.state() == wanted)
+            };
+            Status::ALL.into_iter().filter(is_wanted).collect()
+        });
+        let size = query.page_size.or(query.per_page).or(query.limit);
+        let page = match (query.page, size) {
+            (None, None) => None,
+            (page, size) => Some((page.unwrap_or(1).max(1), u64::from(size.unwrap_or(20).clamp(1, 100)))),
+        };
         let filter = ComputerFilter {
             workspace: filter_id("workspace_id", query.workspace_id.as_deref())?,
             project: filter_id("project_id", query.project_id.as_deref())?,
@@ -107,29 +129,18 @@ impl Control {
             external_user_id: query.external_user_id.clone(),
             external_project_id: query.external_project_id.clone(),
             search: query.search.clone(),
+            statuses,
+            page: page.map(|(page, per_page)| (per_page, u64::from(page - 1) * per_page)),
         };
-        let mut records = self.inner.store.computers(caller.tenant, &filter).await?;
-        // The status is computed, so it is filtered here and not in SQL.
-        if let Some(wanted) = &query.status {
-            records.retain(|record| status(record).as_str() == wanted);
-        }
-        if let Some(wanted) = &query.state {
-            records.retain(|record| {
-                let status = status(record);
-                status.as_str() == wanted || status.state() == wanted
-            });
-        }
-        let total = records.len() as u64;
-        let size = query.page_size.or(query.per_page).or(query.limit);
-        let (page, per_page) = match (query.page, size) {
-            (None, None) => (1, total.max(1)),
-            (page, size) => (page.unwrap_or(1).max(1), u64::from(size.unwrap_or(20).clamp(1, 100))),
+        let store = &self.inner.store;
+        let records = store.computers(caller.tenant, &filter).await?;
+        let total = match page {
+            None => records.len() as u64,
+            Some(_) => store.count_computers(caller.tenant, &filter).await?,
         };
+        let (page, per_page) = page.unwrap_or((1, total.max(1)));
         let total_pages = total.div_ceil(per_page).max(1);
-        let skip = usize::try_from(u64::from(page - 1) * per_page).unwrap_or(usize::MAX);
-        let take = usize::try_from(per_page).unwrap_or(usize::MAX);
-        let rows: Vec<Computer> =
-            records.iter().skip(skip).take(take).map(|record| self.computer_view(record)).collect();
+        let rows: Vec<Computer> = records.iter().map(|record| self.computer_view(record)).collect();
         Ok(ComputerList {
             data: rows.clone(),
             computers: rows,
@@ -166,6 +177,7 @@ impl Control {
             metadata: request.metadata.map(|map| metadata(Some(map))).transpose()?,
             visibility: request.visibility,
             always_on: request.always_on,
+            auto_stop: None,
         };
         let record = self.inner.store.change_computer(id, &change).await?;
         self.inner.hub.notify(id);
@@ -177,9 +189,10 @@ impl Control {
     pub async fn start_computer(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
         let record = self.record(id).await?;
         let handle = match status(&record) {
-            Status::Provisioning | Status::Starting => self.inner.engine.handle(id),
+            Status::Provisioning | Status::Starting => self.handle(id).await?,
             now => {
                 if matches!(now, Status::Stopped | Status::Error) {
+                    self.require_credits(record.tenant_id).await?;
                     self.admit(Start::Booted).await?;
                 }
                 Some(self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?)
@@ -215,7 +228,6 @@ impl Control {
     /// gets a while to end by itself, for the sake of the clone or snapshot that somebody waits for.
     pub async fn delete(&self, id: ComputerId) -> Result<(), Failure> {
         let internal = |error: ApiError| Failure::new(ErrorCode::Internal, error.message);
-        let engine = &self.inner.engine;
         loop {
             let store = &self.inner.store;
             let begun = store
@@ -231,17 +243,18 @@ impl Control {
                 }
                 Begin::Missing => return Err(Failure::computer_not_found()),
                 Begin::Refused(WorkflowKind::Delete) => {
-                    return match engine.handle(id) {
+                    return match self.handle(id).await? {
                         Some(handle) => handle.ended().await.map_err(internal),
                         None => Ok(()),
                     };
                 }
                 Begin::Refused(kind) if kind.is_brief() => {
-                    if tokio::time::timeout(PATIENCE, self.moment(id)).await.is_err() {
-                        drop(engine.cancel(id));
+                    match tokio::time::timeout(PATIENCE, self.moment(id)).await {
+                        Ok(ended) => ended?,
+                        Err(_) => drop(self.cancel(id).await?),
                     }
                 }
-                Begin::Refused(_) => match engine.cancel(id) {
+                Begin::Refused(_) => match self.cancel(id).await? {
                     Some(handle) => drop(handle.ended().await),
                     // It ended between our two looks; its last transaction may still be on its way.
                     None => tokio::task::yield_now().await,
@@ -251,12 +264,13 @@ impl Control {
     }
 
     /// Waits for work of a moment that is done on the computer now.
-    pub(crate) async fn moment(&self, id: ComputerId) {
-        match self.inner.engine.handle(id) {
+    pub(crate) async fn moment(&self, id: ComputerId) -> Result<(), Failure> {
+        match self.handle(id).await? {
             Some(handle) => drop(handle.ended().await),
             // It ended between our two looks, or is just being begun.
             None => tokio::task::yield_now().await,
         }
+        Ok(())
     }
 
     /// The newest console lines; those of the failure when the computer failed.
@@ -312,7 +326,7 @@ impl Control {
                     return Ok(self.run_workflow(workflow));
                 }
                 Begin::Missing => return Err(Failure::computer_not_found()),
-                Begin::Refused(None) => self.moment(id).await,
+                Begin::Refused(None) => self.moment(id).await?,
                 Begin::Refused(Some(now)) => {
                     let message = match kind {
                         WorkflowKind::Restart => "computer must be running to restart".to_owned(),

@@ -1,36 +1,27 @@
-//! The desktop stream: addresses, tokens and the tunnel to the display.
+//! The desktop stream: its addresses, and the tokens that open it.
 
 use roost_api::{
-    ApiError, ComputerId, ComputerUrls, DesktopSession, ErrorCode, NamedUrl, Status, StreamToken,
-    StreamTokenRequest, Timestamp, VncCredentials,
+    ApiError, ComputerId, ComputerUrls, DesktopSession, Embed, EmbedQuery, ErrorCode, NamedUrl, Status,
+    StreamToken, StreamTokenRequest, Timestamp, VncCredentials,
 };
-use roost_guest_proto::v1::tunnel_client::TunnelClient;
-use roost_guest_proto::v1::tunnel_input::Input;
-use roost_guest_proto::v1::tunnel_target::Target;
-use roost_guest_proto::v1::{Display, TunnelInput, TunnelOutput, TunnelTarget};
 use roost_store::{Caller, ComputerRecord};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::guest::not_running;
 use crate::status::status;
+use crate::token::{Grant, StreamRights, Token};
 use crate::{Control, Failure};
 
-const DEFAULT_TTL: i64 = 3600;
+pub(crate) const DEFAULT_TTL: i64 = 3600;
 const SHORTEST_TTL: i64 = 60;
 const LONGEST_TTL: i64 = 86_400;
-
-/// A byte stream to the RFB server of a desktop. Dropping it closes the connection.
-#[derive(Debug)]
-pub struct DisplayStream {
-    pub input: mpsc::Sender<TunnelInput>,
-    pub output: tonic::Streaming<TunnelOutput>,
-}
+pub(crate) const DEFAULT_MODE: &str = "desktop";
+const LONGEST_MODE: usize = 32;
 
 /// What a stream credential opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamAccess {
     pub computer: ComputerId,
+    pub rights: StreamRights,
     /// Unix seconds.
     pub expires_at: i64,
 }
@@ -41,16 +32,38 @@ impl Control {
         format!("{}://{}.computer.{}/desktop/index.html", urls.scheme, record.slug, urls.domain)
     }
 
+    /// Where the sockets of a computer are.
+    fn socket_origin(&self, record: &ComputerRecord) -> String {
+        let urls = &self.inner.config.urls;
+        let scheme = if self.is_https() { "wss" } else { "ws" };
+        format!("{scheme}://{}.computer.{}", record.slug, urls.domain)
+    }
+
+    fn vnc_url(&self, record: &ComputerRecord, token: &str) -> String {
+        format!("{}/ws/vnc/{}?auth={token}", self.socket_origin(record), record.id)
+    }
+
+    /// Whether the hosts of computers are reached over HTTPS.
+    pub fn is_https(&self) -> bool {
+        self.inner.config.urls.scheme == "https"
+    }
+
     pub fn urls(&self, record: &ComputerRecord) -> ComputerUrls {
         let urls = &self.inner.config.urls;
         let desktop_url = self.desktop_url(record);
         let desktop_path_url = format!("{}/desktop/{}/index.html", urls.origin, record.id);
+        let terminal_url = format!("{}/ws/terminal/{}", self.socket_origin(record), record.id);
         let named = |name: &str, url: &str| NamedUrl { name: name.to_owned(), url: url.to_owned() };
         ComputerUrls {
-            urls: vec![named("desktop", &desktop_url), named("desktop_path", &desktop_path_url)],
+            urls: vec![
+                named("desktop", &desktop_url),
+                named("desktop_path", &desktop_path_url),
+                named("terminal", &terminal_url),
+            ],
             stream_url: desktop_url.clone(),
             desktop_url,
             desktop_path_url,
+            terminal_url,
             computer_id: record.id,
         }
     }
@@ -61,14 +74,9 @@ impl Control {
             return Err(not_running(status));
         }
         let token = self.stream_token(record, &StreamTokenRequest::default())?;
-        let urls = &self.inner.config.urls;
-        let scheme = if urls.scheme == "https" { "wss" } else { "ws" };
         Ok(VncCredentials {
             desktop_url: self.desktop_url(record),
-            ws_url: format!(
-                "{scheme}://{}.computer.{}/ws/vnc/{}?auth={}",
-                record.slug, urls.domain, record.id, token.token
-            ),
+            ws_url: self.vnc_url(record, &token.token),
             token: token.token,
             expires_at: token.expires_at,
             computer_id: record.id,
@@ -81,16 +89,12 @@ impl Control {
         record: &ComputerRecord,
         request: &StreamTokenRequest,
     ) -> Result<StreamToken, Failure> {
-        let ttl_seconds = request.ttl_seconds.unwrap_or(DEFAULT_TTL);
-        if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl_seconds) {
-            let message = format!("ttl_seconds must be {SHORTEST_TTL} to {LONGEST_TTL}, not {ttl_seconds}");
-            let mut error = ApiError::new(ErrorCode::InvalidTtl, message.clone());
-            error.fields.insert("ttl_seconds".to_owned(), vec![message]);
-            return Err(error.into());
-        }
+        let ttl_seconds = checked_ttl(request.ttl_seconds)?;
         let expires_at = Timestamp::now().as_seconds() + ttl_seconds;
+        let grant = Grant::Stream(StreamRights::Control);
+        let token = Token { computer: record.id, grant, expires_at };
         Ok(StreamToken {
-            token: self.inner.config.stream_key.mint(record.id, expires_at)?,
+            token: self.inner.config.stream_key.mint(token)?,
             expires_at,
             ttl_seconds,
             computer_id: record.id,
@@ -98,10 +102,62 @@ impl Control {
         })
     }
 
+    /// The live desktop for an iframe; 409 for a computer that does not run.
+    pub fn embed_desktop(&self, record: &ComputerRecord, query: &EmbedQuery) -> Result<Embed, Failure> {
+        let mode = query.mode.as_deref().unwrap_or(DEFAULT_MODE);
+        if mode.chars().count() > LONGEST_MODE || mode.chars().any(char::is_control) {
+            return Err(
+                ApiError::field("mode", format!("not a word of at most {LONGEST_MODE} characters")).into()
+            );
+        }
+        let rights = match query.view_only {
+            Some(true) => StreamRights::View,
+            Some(false) | None => StreamRights::Control,
+        };
+        self.require_desktop(record)?;
+        let ttl = checked_ttl(query.ttl_seconds.or(query.ttl))?;
+        self.embed(record, rights, ttl, mode)
+    }
+
+    pub(crate) fn embed(
+        &self,
+        record: &ComputerRecord,
+        rights: StreamRights,
+        ttl_seconds: i64,
+        mode: &str,
+    ) -> Result<Embed, Failure> {
+        let expires_at = Timestamp::now().as_seconds() + ttl_seconds;
+        let token = Token { computer: record.id, grant: Grant::Stream(rights), expires_at };
+        let token = self.inner.config.stream_key.mint(token)?;
+        let desktop_url = self.desktop_url(record);
+        // Behind `#` it reaches no log and no other server.
+        let url = format!("{desktop_url}#auth={token}");
+        Ok(Embed {
+            computer_id: record.id,
+            slug: record.slug.clone(),
+            mode: mode.to_owned(),
+            view_only: rights == StreamRights::View,
+            ws_url: self.vnc_url(record, &token),
+            token,
+            expires_at,
+            ttl_seconds,
+            embed_url: url.clone(),
+            desktop_entry_url: url.clone(),
+            url,
+            desktop_url,
+        })
+    }
+
     /// What a stream token opens; 401 for anything that is not a token that still holds.
     pub fn verify_stream_token(&self, token: &str) -> Result<StreamAccess, Failure> {
         let found = self.inner.config.stream_key.verify(token, Timestamp::now());
-        found.map(|(computer, expires_at)| StreamAccess { computer, expires_at }).ok_or_else(|| {
+        let access = found.and_then(|found| match found.grant {
+            Grant::Stream(rights) => {
+                Some(StreamAccess { computer: found.computer, rights, expires_at: found.expires_at })
+            }
+            Grant::Preview(_) | Grant::Member(_) => None,
+        });
+        access.ok_or_else(|| {
             Failure::new(
                 ErrorCode::InvalidToken,
                 "the stream token is wrong or has expired; get a new one with POST \
@@ -110,26 +166,28 @@ impl Control {
         })
     }
 
-    /// Lets a holder of a stream token or of an API key of the computer's tenant see and drive the desktop.
+    /// Lets a holder of a stream token or of an API key of the computer's tenant see the desktop, and says whether
+    /// they may drive it.
     pub async fn authorize_stream(
         &self,
         id: ComputerId,
         token: Option<&str>,
         bearer: Option<&str>,
-    ) -> Result<ComputerRecord, Failure> {
-        match token.or(bearer.filter(|text| !text.starts_with("msk_"))) {
+    ) -> Result<(ComputerRecord, StreamRights), Failure> {
+        match token.or(bearer.filter(|text| text.starts_with("rst_"))) {
             Some(token) => {
-                if self.verify_stream_token(token)?.computer != id {
+                let access = self.verify_stream_token(token)?;
+                if access.computer != id {
                     return Err(Failure::new(
                         ErrorCode::InvalidToken,
                         "the stream token is for another computer",
                     ));
                 }
-                self.record(id).await
+                Ok((self.record(id).await?, access.rights))
             }
             None => {
                 let caller: Caller = self.authenticate(bearer).await?;
-                self.get(&caller, id).await
+                Ok((self.get(&caller, id).await?, StreamRights::Control))
             }
         }
     }
@@ -141,6 +199,7 @@ impl Control {
             slug: record.slug.clone(),
             status: status(record),
             ws_path: format!("/ws/vnc/{}", record.id),
+            view_only: access.rights == StreamRights::View,
             expires_at: access.expires_at,
         }
     }
@@ -148,15 +207,16 @@ impl Control {
     pub async fn computer_by_slug(&self, slug: &str) -> Result<ComputerRecord, Failure> {
         self.inner.store.computer_by_slug(slug).await?.ok_or_else(Failure::computer_not_found)
     }
+}
 
-    /// Opens a connection to the RFB server of a running computer.
-    pub async fn open_display(&self, id: ComputerId) -> Result<DisplayStream, Failure> {
-        let mut client = TunnelClient::new(self.guest(id).await?);
-        let (input, inputs) = mpsc::channel(16);
-        let target = TunnelTarget { target: Some(Target::Display(Display {})) };
-        let first = TunnelInput { input: Some(Input::Target(target)) };
-        let inputs = tokio_stream::StreamExt::chain(tokio_stream::once(first), ReceiverStream::new(inputs));
-        let output = client.open(inputs).await.map_err(Failure::from_guest)?.into_inner();
-        Ok(DisplayStream { input, output })
+/// How long a token is to hold, in seconds; 422 for what is not allowed.
+pub(crate) fn checked_ttl(asked: Option<i64>) -> Result<i64, ApiError> {
+    let seconds = asked.unwrap_or(DEFAULT_TTL);
+    if (SHORTEST_TTL..=LONGEST_TTL).contains(&seconds) {
+        return Ok(seconds);
     }
+    let message = format!("ttl_seconds must be {SHORTEST_TTL} to {LONGEST_TTL}, not {seconds}");
+    let mut error = ApiError::new(ErrorCode::InvalidTtl, message.clone());
+    error.fields.insert("ttl_seconds".to_owned(), vec![message]);
+    Err(error)
 }

@@ -11,8 +11,8 @@ use roost_guest_proto::v1::{
     Button, CaptureRequest, CursorRequest, InputAction, InputRequest, KeyChord, Point, Region, ScreenRequest,
     Scroll, TypeSlowly,
 };
-use tonic::transport::Channel;
 
+use crate::guest::Guest;
 use crate::{Control, Failure, keysyms};
 
 /// The largest picture a guest may send: 8K in RGB. The guest is not trusted to be reasonable.
@@ -20,7 +20,7 @@ const MOST_PIXELS: usize = 7680 * 4320;
 const LONGEST_TEXT: usize = 64 * 1024;
 
 impl Control {
-    async fn desktop(&self, id: ComputerId) -> Result<DesktopClient<Channel>, Failure> {
+    async fn desktop(&self, id: ComputerId) -> Result<DesktopClient<Guest>, Failure> {
         Ok(DesktopClient::new(self.guest(id).await?))
     }
 

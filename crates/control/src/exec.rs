@@ -17,6 +17,9 @@ use crate::{Control, Failure};
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// The agent ends a command at its timeout. How long its word of that may take on a busy host.
+const GRACE: Duration = Duration::from_secs(30);
+
 /// The most output one answer holds, per stream. More is read and dropped: the command is not blocked, and
 /// the server's memory is bounded.
 const MOST_OUTPUT: usize = 8 * 1024 * 1024;
@@ -99,7 +102,23 @@ impl Control {
         self.exec_to_end(id, command, Some(code)).await
     }
 
+    /// An agent that stands still is as good as none: the caller is told, and does not wait for ever.
     async fn exec_to_end(
+        &self,
+        id: ComputerId,
+        command: ExecCommand,
+        stdin: Option<String>,
+    ) -> Result<ExecResult, Failure> {
+        let patience = command.timeout.unwrap_or(LONGEST_TIMEOUT) + GRACE;
+        tokio::time::timeout(patience, self.run_to_end(id, command, stdin)).await.unwrap_or_else(|_| {
+            Err(Failure::new(
+                ErrorCode::AgentUnavailable,
+                "the computer did not answer when the command's time was over; it may have had effects",
+            ))
+        })
+    }
+
+    async fn run_to_end(
         &self,
         id: ComputerId,
         command: ExecCommand,

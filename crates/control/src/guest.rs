@@ -1,12 +1,24 @@
 //! Channels to the agents of running computers.
+//!
+//! Whoever speaks to a guest for a user does it through [`Control::guest`], and is counted as using the computer
+//! by that alone: each call, each frame that a call sends or receives, and each command for as long as it runs
+//! ([`crate::idle`]). What the control plane asks for itself goes through [`Control::unused_guest`].
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use http_body_util::BodyExt;
 use roost_api::{ComputerId, ErrorCode, Status};
+use tonic::body::Body;
+use tonic::codegen::{BoxFuture, Service, http};
 use tonic::transport::Channel;
 
+use crate::idle::Activity;
 use crate::{Control, Failure, status};
+
+/// The call that lasts as long as the command it runs.
+const RUN: &str = "/roost.guest.v1.Process/Run";
 
 /// One HTTP/2 connection per computer, kept while its machine lives.
 #[derive(Debug, Default)]
@@ -20,14 +32,66 @@ impl Guests {
     }
 }
 
+/// The agent of a computer, for somebody who uses the computer.
+#[derive(Debug, Clone)]
+pub(crate) struct Guest {
+    channel: Channel,
+    activity: Arc<Activity>,
+}
+
+impl Service<http::Request<Body>> for Guest {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let mut busy = Some(self.activity.busy());
+        let is_command = request.uri().path() == RUN;
+        let activity = self.activity.clone();
+        let request = request.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                activity.touch();
+                frame
+            }))
+        });
+        let response = self.channel.call(request);
+        let activity = self.activity.clone();
+        Box::pin(async move {
+            let response = response.await?;
+            // A stream that stays open is used while something passes through it; a command while it runs.
+            if !is_command {
+                busy = None;
+            }
+            Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _busy = &busy;
+                    activity.touch();
+                    frame
+                }))
+            }))
+        })
+    }
+}
+
 impl Control {
     /// A channel to the agent of a computer that runs; 409 for one that does not.
-    pub(crate) async fn guest(&self, computer: ComputerId) -> Result<Channel, Failure> {
+    pub(crate) async fn guest(&self, computer: ComputerId) -> Result<Guest, Failure> {
         let record = self.record(computer).await?;
         let status = status::status(&record);
         if status != Status::Running {
             return Err(not_running(status));
         }
+        let activity = self.inner.idle.of(computer);
+        activity.touch();
+        Ok(Guest { channel: self.unused_guest(computer)?, activity })
+    }
+
+    /// A channel to the agent of whatever machine the computer has, for calls that are no use of it.
+    pub(crate) fn unused_guest(&self, computer: ComputerId) -> Result<Channel, Failure> {
         let mut channels = self.inner.guests.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(&computer) {
             return Ok(channel.clone());

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roost_api::{LayerId, Timestamp};
-use roost_store::{Deletion, LayerRecord, WorkflowPayload, WorkflowRecord};
-use tokio::sync::{Mutex, Notify};
+use roost_store::{Deletion, Exclusive, Held, LayerRecord, WorkflowPayload, WorkflowRecord};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use crate::{Control, Failure};
 
@@ -40,8 +40,14 @@ impl Control {
     /// Removes every snapshot that is deleted, every hidden one whose clone has started, and every layer that
     /// nothing lies on.
     pub async fn collect(&self) -> Result<(), Failure> {
-        let _alone = self.inner.storage.files.lock().await;
+        let _alone = self.alone_with_files().await?;
         self.collect_alone().await
+    }
+
+    /// Nobody else removes or merges files, here or at another server.
+    async fn alone_with_files(&self) -> Result<(MutexGuard<'_, ()>, Held), Failure> {
+        let here = self.inner.storage.files.lock().await;
+        Ok((here, self.inner.store.exclusive(Exclusive::Storage).await?))
     }
 
     /// With `files` held.
@@ -84,15 +90,15 @@ impl Control {
         let _one = self.inner.storage.merging.lock().await;
         let (store, launcher) = (&self.inner.store, &self.inner.launcher);
         let (lower, upper, disk_bytes) = {
-            let _alone = self.inner.storage.files.lock().await;
+            let _alone = self.alone_with_files().await?;
             let Some((lower, upper)) = mergeable(&store.layers().await?) else { return Ok(false) };
             (lower, upper, launcher.merge(lower, upper).await?)
         };
-        for handle in self.inner.engine.launching() {
+        for handle in self.launching().await? {
             // How it ended is not our matter.
             drop(handle.ended().await);
         }
-        let _alone = self.inner.storage.files.lock().await;
+        let _alone = self.alone_with_files().await?;
         if store.merge_layers(lower, upper, disk_bytes).await? {
             tracing::info!(%lower, %upper, disk_bytes, "merged two layers");
         }

@@ -10,28 +10,45 @@
 //!
 //! A computer has three states: what the user **desires**, what a workflow **intends** right now, and what
 //! its machine process was **observed** to be. Its public status is a pure function of the three
-//! ([`status`]). Nobody polls: machines push reports, the [`hub`] wakes who waits.
+//! ([`status`]). Nobody polls: machines push reports, the [`hub`] wakes who waits. What becomes of a status is an
+//! event, written with the change that made it so; [`events`] hands it to everybody who listens.
 //!
 //! This crate knows nothing about HTTP, SQL text or QEMU.
 
 mod computers;
 mod connection;
+mod credits;
 mod desktop;
+mod env;
+mod events;
 mod exec;
 mod failure;
 mod guest;
 mod hub;
+mod idempotency;
+mod idle;
+
+mod keyfile;
 mod keys;
 mod keysyms;
 mod layers;
+mod metrics;
 mod observer;
+mod ports;
+mod preview;
+mod retention;
+mod seal;
+mod servers;
+mod shares;
 mod slug;
 mod snapshot_files;
 mod snapshots;
-pub mod status;
 mod tickets;
 mod token;
+mod tunnel;
+mod viewer;
 pub mod warm;
+mod webhooks;
 mod workflow;
 
 use std::fmt::Debug;
@@ -44,14 +61,25 @@ use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
 
 pub use computers::Created;
-pub use connection::{DisplayStream, StreamAccess};
+pub use connection::StreamAccess;
+pub use credits::CreditConfig;
+pub use env::VariableOutcome;
+pub use events::Frame;
 pub use exec::{ExecCommand, ExecSession};
 pub use failure::Failure;
+pub use idempotency::{Admission, Operation, Running, answer_lost};
 pub use keys::{AdminKey, first_key};
-pub use roost_store::{Caller, ComputerRecord, SnapshotRecord};
+pub use ports::ExposedPort;
+pub use preview::{Answer, Decision, Door, Place, Session, Visitor};
+pub use retention::EventRetention;
+pub use roost_store::{Caller, ComputerRecord, EventScope, SnapshotRecord, WebhookRecord, status};
+pub use seal::SealKey;
+pub use servers::Sharing;
 pub use snapshot_files::{Chunks, Download};
 pub use snapshots::Restored;
-pub use token::StreamKey;
+pub use token::{StreamKey, StreamRights, looks_like_ours};
+pub use tunnel::{Tunnel, TunnelIo, TunnelOutputs};
+pub use webhooks::Outbound;
 pub use workflow::{NoHook, Step, StepHook, plan};
 
 /// The files of one template build.
@@ -105,8 +133,14 @@ pub struct Config {
     pub accelerator: Accelerator,
     pub network: NetworkSpec,
     pub stream_key: StreamKey,
+    pub seal_key: SealKey,
     /// Where layers and templates are: the only files that the disk of a snapshot may consist of.
     pub disk_directories: Vec<Utf8PathBuf>,
+    pub events: EventRetention,
+    /// How webhooks are told.
+    pub outbound: Arc<dyn Outbound>,
+    pub credits: CreditConfig,
+    pub sharing: Sharing,
 }
 
 /// The control plane. Cheap to clone; all clones are one.
@@ -124,13 +158,22 @@ struct Inner {
     config: Config,
     hub: hub::Hub<ComputerId>,
     snapshot_hub: hub::Hub<SnapshotId>,
+    log: events::Log,
+    requests: idempotency::Requests,
+    teller: webhooks::Teller,
     storage: layers::Storage,
     readers: snapshot_files::Readers,
     warm: warm::Builds,
-    tickets: tickets::Tickets,
+    viewers: viewer::Viewers,
+    seat: servers::Seat,
+    /// Told when another server has left.
+    look: Arc<tokio::sync::Notify>,
     engine: workflow::Engine,
     observers: observer::Observers,
     guests: guest::Guests,
+    idle: idle::Idle,
+    samples: metrics::Samples,
+    meter: credits::Meter,
 }
 
 impl Control {
@@ -143,6 +186,9 @@ impl Control {
         hook: Arc<dyn StepHook>,
     ) -> Result<Self, Failure> {
         let home = store.home().await?;
+        let seat = servers::Seat::take(&config.sharing, store.server()).map_err(Failure::internal)?;
+        // Before anything is read that a change may follow.
+        let changes = store.changes().await?;
         let control = Self {
             inner: Arc::new(Inner {
                 store,
@@ -152,17 +198,34 @@ impl Control {
                 config,
                 hub: hub::Hub::default(),
                 snapshot_hub: hub::Hub::default(),
+                log: events::Log::default(),
+                requests: idempotency::Requests::default(),
+                teller: webhooks::Teller::default(),
                 storage: layers::Storage::default(),
                 readers: snapshot_files::Readers::default(),
                 warm: warm::Builds::default(),
-                tickets: tickets::Tickets::default(),
+                viewers: viewer::Viewers::default(),
+                seat,
+                look: Arc::default(),
                 engine: workflow::Engine::new(hook),
                 observers: observer::Observers::default(),
                 guests: guest::Guests::default(),
+                idle: idle::Idle::default(),
+                samples: metrics::Samples::default(),
+                meter: credits::Meter::default(),
             }),
         };
-        control.reconcile().await?;
+        control.tail_events().await?;
+        control.open_books().await?;
+        control.join(changes).await?;
+        control.inner.store.begin_missing_runs().await?;
         control.keep_storage();
+        control.keep_books();
+        control.keep_samples();
+        control.keep_activity();
+        control.stop_idle_computers();
+        control.keep_retention();
+        control.keep_telling();
         Ok(control)
     }
 

@@ -44,6 +44,12 @@ impl Observers {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&computer)
     }
 
+    /// Whether a machine is followed. One that has ended is not.
+    fn follows(&self, computer: ComputerId) -> bool {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(&computer).is_some_and(|observer| !observer.task.is_finished())
+    }
+
     /// Ends the following; what was being recorded is recorded when this returns.
     pub(crate) async fn forget(&self, computer: ComputerId) {
         if let Some(observer) = self.take(computer) {
@@ -74,7 +80,13 @@ impl Control {
                 older.ended().await;
             }
             let mut states = control.inner.launcher.watch(computer);
+            let mut sampling = None;
             while let Some(Some(state)) = ended.run_until_cancelled(states.next()).await {
+                sampling = match state.report {
+                    Report::Running => Some(sampling.unwrap_or_else(|| control.sample(computer))),
+                    Report::Preparing | Report::Booting | Report::Stopping => None,
+                    Report::Stopped | Report::Failed { .. } | Report::Vanished => None,
+                };
                 control.take_in(computer, &state).await;
             }
         });
@@ -106,14 +118,45 @@ impl Control {
         }
         // It turned itself off: that is now what is wanted. Not while a workflow is at work, which knows.
         if state.report == Report::Stopped
-            && let Err(error) = store.settle(computer, Desired::Running, Desired::Stopped).await
+            && let Err(error) =
+                store.settle(computer, state.generation, Desired::Running, Desired::Stopped).await
         {
             tracing::error!(%computer, error = &error as &dyn std::error::Error, "failed to record a shutdown");
         }
         self.inner.hub.notify(computer);
     }
 
-    /// Brings rows, processes and files together after a start of the control plane.
+    /// Follows every machine that runs and is not followed here: whoever did it may be gone. Only what may be
+    /// done beside other servers.
+    pub(crate) async fn adopt(&self) -> Result<(), Failure> {
+        let store = &self.inner.store;
+        for record in store.all_computers().await? {
+            let computer = record.id;
+            let busy = record.intended.is_some_and(|kind| !kind.is_brief());
+            let runs = record.desired == Desired::Running
+                && match record.observed {
+                    Observed::Preparing | Observed::Booting | Observed::Running | Observed::Stopping => true,
+                    Observed::Absent | Observed::Stopped | Observed::Failed => false,
+                };
+            if busy || !runs || self.inner.observers.follows(computer) {
+                continue;
+            }
+            match self.inner.launcher.watch(computer).next().await {
+                Some(state) if !state.report.is_final() => self.observe(computer),
+                Some(mut state) => {
+                    if state.report == Report::Vanished {
+                        // It left no word of which start it was. One that was begun since has another number.
+                        state.generation = record.generation;
+                    }
+                    self.take_in(computer, &state).await;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings rows, processes and files together after a start of the control plane. No other server may be there.
     pub(crate) async fn reconcile(&self) -> Result<(), Failure> {
         let store = &self.inner.store;
         let launcher = &self.inner.launcher;
@@ -128,6 +171,10 @@ impl Control {
             }
             let found = launcher.watch(computer).next().await;
             let alive = found.as_ref().is_some_and(|state| !state.report.is_final());
+            if !alive {
+                // Nobody saw its end.
+                store.end_lost_run(computer).await?;
+            }
             match record.desired {
                 Desired::Running if alive => self.observe(computer),
                 Desired::Running => {
@@ -136,7 +183,7 @@ impl Control {
                         // The host lost its processes. What is on the disk is what there is.
                         tracing::warn!(%computer, "no machine process was found; the computer is stopped");
                         store.observe(computer, record.generation, Observed::Absent, None, None).await?;
-                        store.settle(computer, Desired::Running, Desired::Stopped).await?;
+                        store.settle(computer, record.generation, Desired::Running, Desired::Stopped).await?;
                     } else if let Some(state) = found {
                         self.take_in(computer, &state).await;
                     }

@@ -60,13 +60,16 @@ impl Control {
     ) -> Result<crate::Created, Failure> {
         let name = given_name(request.name.as_deref())?;
         let metadata = request.metadata.map(|map| metadata(Some(map))).transpose()?;
+        self.require_credits(caller.tenant).await?;
         self.admit(Start::Booted).await?;
+        let clone_id = ComputerId::new();
+        let env = self.variables_of(caller.tenant, id, clone_id).await?;
         let begun = self
             .capture(id, &[Status::Running], |source| {
                 let name = name.clone().unwrap_or_else(|| format!("{}-clone", source.name));
                 let snapshot = new_snapshot(SnapshotPurpose::Clone);
                 let clone = NewComputer {
-                    id: ComputerId::new(),
+                    id: clone_id,
                     tenant_id: source.tenant_id,
                     owner_user_id: caller.user,
                     workspace_id: source.workspace_id,
@@ -82,11 +85,13 @@ impl Control {
                     selected_apps: source.selected_apps.clone(),
                     metadata: metadata.clone().unwrap_or_else(|| source.metadata.clone()),
                     visibility: request.visibility.unwrap_or(source.visibility),
+                    auto_stop: if request.always_on == Some(true) { 0 } else { source.auto_stop },
                     always_on: request.always_on.unwrap_or(false),
                     disk_gib: source.disk_gib,
                     snapshot: Some(snapshot.id),
                     layer: None,
                     last_snapshot: source.last_snapshot,
+                    env: env.clone(),
                 };
                 NewCapture { snapshot, clone: Some(clone) }
             })
@@ -98,6 +103,7 @@ impl Control {
             Failure::internal(std::io::Error::other("a clone was begun without its computer"))
         })?;
         tracing::info!(computer = %record.id, slug = record.slug, source = %id, "cloned");
+        self.inner.hub.notify(record.id);
         let handle = self.run_workflow(workflow);
         Ok(crate::Created { record, handle })
     }
@@ -164,7 +170,7 @@ impl Control {
             match begun.await? {
                 Begin::Begun(begun) => return Ok(Ok(begun)),
                 Begin::Missing => return Err(Failure::computer_not_found()),
-                Begin::Refused(Refusal::Moment) => self.moment(id).await,
+                Begin::Refused(Refusal::Moment) => self.moment(id).await?,
                 Begin::Refused(Refusal::Status(now)) => return Ok(Err(now)),
             }
         }
@@ -191,7 +197,7 @@ impl Control {
                     return self.record(id).await;
                 }
                 Begin::Missing => return Err(Failure::computer_not_found()),
-                Begin::Refused(Refusal::Moment) => self.moment(id).await,
+                Begin::Refused(Refusal::Moment) => self.moment(id).await?,
                 Begin::Refused(Refusal::Status(now)) => return Err(must_be_stopped(now)),
             }
         }
@@ -242,12 +248,15 @@ impl Control {
     ) -> Result<Restored, Failure> {
         let name = given_name(request.name.as_deref())?;
         self.require_ready(snapshot)?;
+        self.require_credits(caller.tenant).await?;
         self.admit(Start::Snapshot { memory_bytes: snapshot.memory_bytes }).await?;
         let name = name.unwrap_or_else(|| format!("{}-restored", snapshot.computer_name));
+        let id = ComputerId::new();
+        let env = self.variables_of(snapshot.tenant_id, snapshot.computer_id, id).await?;
         let build = |snapshot: &SnapshotRecord| {
             let attributes = &snapshot.attributes;
             NewComputer {
-                id: ComputerId::new(),
+                id,
                 tenant_id: snapshot.tenant_id,
                 owner_user_id: caller.user,
                 workspace_id: snapshot.workspace_id,
@@ -263,17 +272,20 @@ impl Control {
                 selected_apps: attributes.selected_apps.clone(),
                 metadata: attributes.metadata.clone(),
                 visibility: attributes.visibility,
+                auto_stop: attributes.auto_stop,
                 always_on: false,
                 disk_gib: snapshot.disk_gib,
                 snapshot: Some(snapshot.id),
                 layer: snapshot.layer,
                 last_snapshot: Some(snapshot.id),
+                env: env.clone(),
             }
         };
         match self.inner.store.insert_from_snapshot(snapshot.id, build).await? {
             FromSnapshot::Inserted(inserted) => {
                 let (record, workflow, snapshot) = *inserted;
                 tracing::info!(computer = %record.id, slug = record.slug, snapshot = %snapshot.id, "restored");
+                self.inner.hub.notify(record.id);
                 let handle = self.run_workflow(workflow);
                 Ok(Restored { record, snapshot, handle })
             }

@@ -16,6 +16,7 @@ use roost_guest_proto::v1::system_client::SystemClient;
 use roost_guest_proto::v1::{RunInput, RunStart, UsageRequest};
 use roost_launch::{Launcher, Need, Report};
 use roost_machine_proto::{Accelerator, BootSpec, DiskSpec, MachineSpec, NetworkSpec};
+use roost_store::Exclusive;
 
 use crate::{Control, Failure, TemplateFiles};
 
@@ -87,7 +88,6 @@ async fn boot_and_publish(
         disk: DiskSpec::New { base, size_gib, memory: None },
         boot: BootSpec { kernel: template.kernel.clone(), initrd: template.initrd.clone() },
         accelerator: parts.accelerator,
-        env: std::collections::BTreeMap::new(),
         network: parts.network.clone(),
     };
     launcher.launch(&spec).await?;
@@ -238,6 +238,7 @@ impl Control {
 
     async fn warm_up(&self, name: &str, digest: &str, size: Size) -> Result<(), Failure> {
         let _one = self.inner.warm.working.lock().await;
+        let _alone = self.inner.store.exclusive(Exclusive::Templates).await?;
         let templates = &self.inner.templates;
         let (Some(template), None) = (templates.build(name, digest)?, templates.warm(name, digest, size)?)
         else {

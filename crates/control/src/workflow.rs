@@ -7,10 +7,10 @@
 //! status names. One computer has at most one workflow; the database enforces it.
 //!
 //! ```text
-//!   create    AwaitOrigin -> LaunchMachine -> AwaitRunning
-//!   start     LaunchMachine -> AwaitRunning
+//!   create    AwaitOrigin -> LaunchMachine -> AwaitRunning -> SetEnvironment
+//!   start     LaunchMachine -> AwaitRunning -> SetEnvironment
 //!   stop      AskStop -> AwaitStopped
-//!   restart   AskStop -> AwaitStopped -> LaunchMachine -> AwaitRunning
+//!   restart   AskStop -> AwaitStopped -> LaunchMachine -> AwaitRunning -> SetEnvironment
 //!   delete    EndMachine -> RemoveFiles -> RemoveRow
 //!   capture   Capture -> RecordCapture
 //!   resize    DropMemory -> RecordSize
@@ -20,6 +20,7 @@
 //! computer keeps its status meanwhile, and other verbs wait for them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,7 @@ use roost_store::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::servers::failed as failed_before;
 use crate::{Control, Failure};
 
 /// How long a machine gets to shut down cleanly before it is ended. Longer than the machine process's own
@@ -61,6 +63,8 @@ pub enum Step {
     LaunchMachine,
     /// It reported that the computer is usable.
     AwaitRunning,
+    /// Every process that is started in the guest from now on has the computer's variables.
+    SetEnvironment,
     /// Machines of older generations were asked to save their memory, or for a restart to shut down.
     AskStop,
     /// They are gone.
@@ -84,12 +88,18 @@ pub enum Step {
 /// The steps of each workflow, in order.
 pub fn plan(kind: WorkflowKind) -> &'static [Step] {
     match kind {
-        WorkflowKind::Create => &[Step::AwaitOrigin, Step::LaunchMachine, Step::AwaitRunning],
-        WorkflowKind::Start => &[Step::LaunchMachine, Step::AwaitRunning],
-        WorkflowKind::Stop => &[Step::AskStop, Step::AwaitStopped],
-        WorkflowKind::Restart => {
-            &[Step::AskStop, Step::AwaitStopped, Step::LaunchMachine, Step::AwaitRunning]
+        WorkflowKind::Create => {
+            &[Step::AwaitOrigin, Step::LaunchMachine, Step::AwaitRunning, Step::SetEnvironment]
         }
+        WorkflowKind::Start => &[Step::LaunchMachine, Step::AwaitRunning, Step::SetEnvironment],
+        WorkflowKind::Stop => &[Step::AskStop, Step::AwaitStopped],
+        WorkflowKind::Restart => &[
+            Step::AskStop,
+            Step::AwaitStopped,
+            Step::LaunchMachine,
+            Step::AwaitRunning,
+            Step::SetEnvironment,
+        ],
         WorkflowKind::Delete => &[Step::EndMachine, Step::RemoveFiles, Step::RemoveRow],
         WorkflowKind::Capture => &[Step::Capture, Step::RecordCapture],
         WorkflowKind::Resize => &[Step::DropMemory, Step::RecordSize],
@@ -122,6 +132,8 @@ impl StepHook for NoHook {
 pub(crate) struct Engine {
     hook: Arc<dyn StepHook>,
     running: Mutex<HashMap<WorkflowId, Running>>,
+    /// This server leaves: others go on.
+    left: CancellationToken,
 }
 
 #[derive(Debug, Clone)]
@@ -134,34 +146,72 @@ struct Running {
 
 /// Waits for one run to end.
 #[derive(Debug)]
-pub(crate) struct Handle(watch::Receiver<Option<Result<(), ApiError>>>);
+pub(crate) struct Handle(Place);
+
+#[derive(Debug)]
+enum Place {
+    Here(watch::Receiver<Option<Result<(), ApiError>>>),
+    /// Another server runs it.
+    Elsewhere(Control, Box<WorkflowRecord>),
+}
 
 impl Handle {
+    fn here(done: watch::Receiver<Option<Result<(), ApiError>>>) -> Self {
+        Self(Place::Here(done))
+    }
+
+    pub(crate) fn elsewhere(control: Control, workflow: WorkflowRecord) -> Self {
+        Self(Place::Elsewhere(control, Box::new(workflow)))
+    }
+
     /// How it ended; the error is for the caller to read.
-    pub(crate) async fn ended(mut self) -> Result<(), ApiError> {
-        let interrupted = "the workflow was interrupted; it continues when the server is back";
-        match self.0.wait_for(Option::is_some).await {
-            Ok(result) => result.clone().unwrap_or(Ok(())),
-            Err(_) => Err(ApiError::new(ErrorCode::Unavailable, interrupted)),
+    pub(crate) async fn ended(self) -> Result<(), ApiError> {
+        match self.0 {
+            Place::Here(mut done) => match done.wait_for(Option::is_some).await {
+                Ok(result) => result.clone().unwrap_or(Ok(())),
+                Err(_) => Err(interrupted()),
+            },
+            Place::Elsewhere(control, workflow) => control.outcome(&workflow).await,
         }
     }
 }
 
+fn interrupted() -> ApiError {
+    let message = "the workflow was interrupted; it continues when the server is back";
+    ApiError::new(ErrorCode::Unavailable, message)
+}
+
 impl Engine {
     pub(crate) fn new(hook: Arc<dyn StepHook>) -> Self {
-        Self { hook, running: Mutex::default() }
+        Self { hook, running: Mutex::default(), left: CancellationToken::new() }
+    }
+
+    /// Cancelled when this server leaves.
+    pub(crate) fn left(&self) -> CancellationToken {
+        self.left.clone()
+    }
+
+    /// Stops every run where it is; it is as after a crash.
+    pub(crate) async fn leave(&self) {
+        self.left.cancel();
+        let running: Vec<Running> =
+            self.running.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for run in running {
+            // How it ended is not our matter any more.
+            drop(Handle::here(run.done).ended().await);
+        }
     }
 
     /// The run at work on `computer`, if any.
     pub(crate) fn handle(&self, computer: ComputerId) -> Option<Handle> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().find(|run| run.computer == computer).map(|run| Handle(run.done.clone()))
+        running.values().find(|run| run.computer == computer).map(|run| Handle::here(run.done.clone()))
     }
 
     /// The runs that are starting machines.
     pub(crate) fn launching(&self) -> Vec<Handle> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().filter(|run| run.kind.launches()).map(|run| Handle(run.done.clone())).collect()
+        running.values().filter(|run| run.kind.launches()).map(|run| Handle::here(run.done.clone())).collect()
     }
 
     /// Asks the run at work on `computer` to give up, and returns what to wait for.
@@ -169,23 +219,33 @@ impl Engine {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.values().find(|run| run.computer == computer).map(|run| {
             run.cancel.cancel();
-            Handle(run.done.clone())
+            Handle::here(run.done.clone())
         })
     }
 }
 
 impl Control {
-    /// Runs a workflow in a task of its own, so that a caller who goes away does not stop it half-way.
+    /// Runs a workflow in a task of its own, so that a caller who goes away does not stop it half-way. One that
+    /// another server runs, or comes to run, is waited for.
     pub(crate) fn run_workflow(&self, workflow: WorkflowRecord) -> Handle {
         let (sender, done) = watch::channel(None);
         let cancel = CancellationToken::new();
         let (computer, kind) = (workflow.computer, workflow.kind);
-        let run = Running { computer, kind, cancel: cancel.clone(), done: done.clone() };
-        let engine = &self.inner.engine;
-        engine.running.lock().unwrap_or_else(PoisonError::into_inner).insert(workflow.id, run);
+        {
+            let mut running = self.inner.engine.running.lock().unwrap_or_else(PoisonError::into_inner);
+            match running.entry(workflow.id) {
+                // Several look for what nobody runs.
+                Entry::Occupied(run) => return Handle::here(run.get().done.clone()),
+                Entry::Vacant(place) => {
+                    place.insert(Running { computer, kind, cancel: cancel.clone(), done: done.clone() });
+                }
+            }
+        }
         let control = self.clone();
         tokio::spawn(async move {
-            let result = control.drive(&workflow, &cancel).await;
+            let left = control.inner.engine.left();
+            let result = left.run_until_cancelled(control.claim_and_drive(&workflow, &cancel)).await;
+            let result = result.unwrap_or_else(|| Err(interrupted()));
             if let Err(error) = &result {
                 let error = &error.message;
                 tracing::warn!(%computer, kind = kind.as_str(), error, "workflow failed");
@@ -203,17 +263,47 @@ impl Control {
             control.inner.storage.changed();
             sender.send_replace(Some(result));
         });
-        Handle(done)
+        Handle::here(done)
+    }
+
+    async fn claim_and_drive(
+        &self,
+        workflow: &WorkflowRecord,
+        cancel: &CancellationToken,
+    ) -> Result<(), ApiError> {
+        let mut changes = self.inner.hub.subscribe(workflow.computer);
+        loop {
+            // Also one that this server lost and that is nobody's again.
+            if let Some(claimed) = self.persist(|| self.inner.store.claim_workflow(workflow.id)).await {
+                if claimed.is_cancelled {
+                    cancel.cancel();
+                }
+                if let Some(result) = self.drive(&claimed, cancel).await {
+                    return result;
+                }
+                tracing::warn!(computer = %workflow.computer, kind = workflow.kind.as_str(),
+                    "another server has taken a workflow over");
+            }
+            if let Some(result) = self.result(workflow).await {
+                return result;
+            }
+            if changes.changed().await.is_err() {
+                changes = self.inner.hub.subscribe(workflow.computer);
+            }
+        }
     }
 
     /// Forward through the plan, or back; then the row is closed. Database errors are tried again for ever:
-    /// a workflow must not be forgotten because the disk was full for a minute.
-    async fn drive(&self, workflow: &WorkflowRecord, cancel: &CancellationToken) -> Result<(), ApiError> {
+    /// a workflow must not be forgotten because the disk was full for a minute. `None`: it is another server's now.
+    async fn drive(
+        &self,
+        workflow: &WorkflowRecord,
+        cancel: &CancellationToken,
+    ) -> Option<Result<(), ApiError>> {
         let steps = plan(workflow.kind);
-        let mut failed = workflow
-            .error
-            .clone()
-            .map(|error| (workflow.step.min(steps.len() - 1), ApiError::new(ErrorCode::Internal, error)));
+        let mut failed = workflow.error.clone().map(|error| {
+            (workflow.step.min(steps.len() - 1), failed_before(error, workflow.error_code.as_deref()))
+        });
         if failed.is_none() {
             for (index, step) in steps.iter().copied().enumerate() {
                 tracing::debug!(computer = %workflow.computer, kind = workflow.kind.as_str(), ?step, "step");
@@ -225,11 +315,15 @@ impl Control {
                     result = self.step(workflow, step) => result,
                 };
                 if let Err(error) = result {
-                    self.persist(|| self.inner.store.fail_workflow(workflow.id, &error.message)).await;
+                    if !self.persist(|| self.inner.store.fail_workflow(workflow.id, &error)).await {
+                        return None;
+                    }
                     failed = Some((index, error));
                     break;
                 }
-                self.persist(|| self.inner.store.advance_workflow(workflow.id, index + 1)).await;
+                if !self.persist(|| self.inner.store.advance_workflow(workflow.id, index + 1)).await {
+                    return None;
+                }
             }
         }
         let finish = match &failed {
@@ -245,21 +339,26 @@ impl Control {
                 }
             }
         };
-        self.persist(|| self.inner.store.finish_workflow(workflow, &finish)).await;
-        failed.map_or(Ok(()), |(_, error)| Err(error))
+        if !self.persist(|| self.inner.store.finish_workflow(workflow, &finish)).await {
+            return None;
+        }
+        Some(failed.map_or(Ok(()), |(_, error)| Err(error)))
     }
 
-    async fn persist<'a, F, Fut>(&'a self, write: F)
+    pub(crate) async fn persist<'a, T, F, Fut>(&'a self, write: F) -> T
     where
         F: Fn() -> Fut,
-        Fut: Future<Output = Result<(), roost_store::StoreError>> + 'a,
+        Fut: Future<Output = Result<T, roost_store::StoreError>> + 'a,
     {
         let mut pause = Duration::from_millis(100);
-        while let Err(error) = write().await {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "failed to record a workflow; trying again"
-            );
+        loop {
+            match write().await {
+                Ok(written) => return written,
+                Err(error) => tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "failed to record or to read a workflow; trying again"
+                ),
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(10));
         }
@@ -298,6 +397,7 @@ impl Control {
                 Ok(())
             }
             Step::AwaitRunning => self.await_running(computer, workflow.generation).await,
+            Step::SetEnvironment => self.give_environment(&self.record(computer).await?).await,
             Step::AskStop => {
                 if self.runs_older(workflow).await {
                     match workflow.kind {
@@ -364,6 +464,7 @@ impl Control {
                 let store = &self.inner.store;
                 store.record_capture(computer, capture.snapshot, capture.layer, &recorded).await?;
                 self.inner.snapshot_hub.notify(capture.snapshot);
+                self.inner.hub.wake();
                 Ok(())
             }
             // Before the size: memory of another size must never be beside a disk.
@@ -410,6 +511,7 @@ impl Control {
             }
             Step::AwaitOrigin
             | Step::AwaitRunning
+            | Step::SetEnvironment
             | Step::AwaitStopped
             | Step::EndMachine
             | Step::RemoveFiles
@@ -574,7 +676,6 @@ impl Control {
             disk,
             boot: BootSpec { kernel: template.kernel, initrd: template.initrd },
             accelerator: self.inner.config.accelerator,
-            env: std::collections::BTreeMap::new(),
             network: self.inner.config.network.clone(),
         };
         Ok((spec, Need { memory, disk: DISK_OF_START }))

@@ -3,24 +3,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod silent;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use futures_util::StreamExt;
 use roost_api::{
-    CloneComputer, ComputerId, CreateComputer, CreateSnapshot, ErrorCode, ForkSnapshot, NameSnapshot,
-    ResizeComputer, Size, SnapshotId, SnapshotState, Status, UpdateComputer,
+    CloneComputer, ComputerId, CreateComputer, CreateSnapshot, ErrorCode, EventId, ForkSnapshot,
+    NameSnapshot, ResizeComputer, Size, SnapshotId, SnapshotState, Status, UpdateComputer,
 };
 use roost_control::status::status;
 use roost_control::{
-    Caller, Config, Control, NoHook, PublicUrls, Step, StepHook, StreamKey, TemplateError, TemplateFiles,
-    Templates, WarmFiles, plan,
+    Caller, Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, Step,
+    StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles, plan,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
 use roost_machine_proto::{Accelerator, NetworkSpec};
-use roost_store::{SnapshotFilter, SnapshotStatus, Store, WorkflowKind};
+use roost_store::testing::TestDatabase;
+use roost_store::{EventsOf, SnapshotFilter, SnapshotStatus, Store, WorkflowKind};
 
 /// One build; `warm` says whether it has memory.
 #[derive(Debug)]
@@ -112,7 +116,7 @@ impl StepHook for Stall {
 }
 
 struct World {
-    directory: tempfile::TempDir,
+    database: Arc<TestDatabase>,
     store: Store,
     launcher: Arc<Simulated>,
     caller: Caller,
@@ -120,12 +124,15 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
-        let store = Store::open(&path).await.unwrap();
+        Self::on(Arc::new(TestDatabase::new().await), Arc::new(Simulated::default())).await
+    }
+
+    /// Connects anew: what an earlier runtime had open went with it.
+    async fn on(database: Arc<TestDatabase>, launcher: Arc<Simulated>) -> Self {
+        let store = database.store().await;
         let home = store.home().await.unwrap();
         let caller = Caller { key: roost_api::ApiKeyId::new(), tenant: home.tenant, user: home.user };
-        Self { directory, store, launcher: Arc::new(Simulated::default()), caller }
+        Self { database, store, launcher, caller }
     }
 
     async fn control(&self, hook: Arc<dyn StepHook>) -> Control {
@@ -142,7 +149,12 @@ impl World {
             accelerator: Accelerator::Tcg,
             network: NetworkSpec::default(),
             stream_key: StreamKey::from_bytes([1; 32]),
+            seal_key: SealKey::from_bytes([2; 32]),
             disk_directories: Vec::new(),
+            events: EventRetention::default(),
+            outbound: Arc::new(silent::Silent),
+            credits: CreditConfig::default(),
+            sharing: Sharing::default(),
         };
         Control::start(self.store.clone(), self.launcher.clone(), templates, config, hook).await.unwrap()
     }
@@ -195,6 +207,7 @@ impl World {
 
     /// What the status of every computer implies about machines, files and rows.
     async fn check(&self, control: &Control) {
+        self.check_events().await;
         assert!(self.store.active_workflows().await.unwrap().is_empty(), "an unfinished workflow is left");
         let mut expected_running = Vec::new();
         let mut known = Vec::new();
@@ -233,6 +246,27 @@ impl World {
                 self.store.snapshot(*snapshot).await.unwrap().expect("files of a snapshot that is not there");
             assert_eq!(row.status, SnapshotStatus::Ready, "{row:?}");
         }
+    }
+
+    /// The events of every computer tell its whole life, each change once.
+    async fn check_events(&self) {
+        let log = self.store.events_after(EventId(0), EventsOf::Everybody, u16::MAX).await.unwrap();
+        assert!(!log.is_full);
+        let mut told: HashMap<ComputerId, String> = HashMap::new();
+        for (index, event) in log.events.iter().enumerate() {
+            assert_eq!(event.id, EventId(i64::try_from(index).unwrap() + 1), "a hole in the log");
+            let Some(computer) = event.scope.computer.filter(|_| event.kind == "status_changed") else {
+                continue;
+            };
+            let status = event.data["status"].as_str().unwrap().to_owned();
+            let previous = event.data["previous_status"].as_str().map(str::to_owned);
+            assert_ne!(Some(&status), previous.as_ref());
+            assert_eq!(told.insert(computer, status), previous, "{event:?}");
+        }
+        for record in self.store.all_computers().await.unwrap() {
+            assert_eq!(told.remove(&record.id).as_deref(), Some(status(&record).as_str()), "{record:?}");
+        }
+        assert!(told.values().all(|status| status == "destroyed"), "{told:?}");
     }
 
     /// No computer and no snapshot is left, so nothing else may be.
@@ -312,7 +346,6 @@ async fn a_life_without_faults_and_with_every_step_run_twice() {
         assert_eq!(world.status(id).await, None);
         world.check(&control).await;
         world.clear(&control).await;
-        assert!(world.directory.path().exists());
     }
 }
 
@@ -797,21 +830,12 @@ fn another_control_plane_finishes_what_one_left() {
     let runtime =
         || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let first = runtime();
-    let directory = tempfile::tempdir().unwrap();
-    let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
+    let database = first.block_on(async { Arc::new(TestDatabase::new().await) });
     let launcher = Arc::new(Simulated::default());
-    let world = |directory| {
-        let (launcher, path) = (launcher.clone(), path.clone());
-        async move {
-            let store = Store::open(&path).await.unwrap();
-            let home = store.home().await.unwrap();
-            let caller = Caller { key: roost_api::ApiKeyId::new(), tenant: home.tenant, user: home.user };
-            World { directory, store, launcher, caller }
-        }
-    };
+    let world = || World::on(database.clone(), launcher.clone());
     launcher.set_boot(Boot::Hangs);
     let id = first.block_on(async {
-        let world = world(tempfile::tempdir().unwrap()).await;
+        let world = world().await;
         let control = world.control(Arc::new(NoHook)).await;
         let request = CreateComputer {
             name: Some("left".to_owned()),
@@ -826,7 +850,8 @@ fn another_control_plane_finishes_what_one_left() {
     first.shutdown_background();
 
     runtime().block_on(async {
-        let world = world(directory).await;
+        database.forget_servers().await;
+        let world = world().await;
         assert_eq!(world.status(id).await, Some(Status::Provisioning));
         let control = world.control(Arc::new(NoHook)).await;
         launcher.report(id, Report::Running);
@@ -854,13 +879,10 @@ fn interrupted(kind: WorkflowKind, step: Step) {
     let (sender, reached) = std::sync::mpsc::channel();
     let hook = Arc::new(Stall { at: (kind, step), reached: Mutex::new(sender) });
     let first = runtime();
-    let world = first.block_on(World::new());
-    let World { directory, launcher, caller, .. } = world;
-    let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
-    let (old, old_path) = (launcher.clone(), path.clone());
+    let World { database, launcher, .. } = first.block_on(World::new());
+    let (old, old_database) = (launcher.clone(), database.clone());
     drop(first.spawn(async move {
-        let store = Store::open(&old_path).await.unwrap();
-        let world = World { directory: tempfile::tempdir().unwrap(), store, launcher: old, caller };
+        let world = World::on(old_database, old).await;
         let control = world.control(hook).await;
         let id = world.create(&control).await;
         match kind {
@@ -884,8 +906,8 @@ fn interrupted(kind: WorkflowKind, step: Step) {
     first.shutdown_background();
 
     runtime().block_on(async {
-        let store = Store::open(&path).await.unwrap();
-        let world = World { directory, store, launcher, caller };
+        database.forget_servers().await;
+        let world = World::on(database, launcher).await;
         let control = world.control(Arc::new(NoHook)).await;
         let computers = world.store.all_computers().await.unwrap();
         for record in &computers {
@@ -937,13 +959,12 @@ fn after_a_restart_of_the_host_only_what_is_always_on_runs() {
         (on, seen, off, kept)
     });
     first.shutdown_background();
-    let World { directory, launcher, caller, .. } = world;
+    let World { database, launcher, .. } = world;
     launcher.report(on, Report::Vanished);
     launcher.report(off, Report::Vanished);
-    let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
     runtime().block_on(async {
-        let store = Store::open(&path).await.unwrap();
-        let world = World { directory, store, launcher, caller };
+        database.forget_servers().await;
+        let world = World::on(database, launcher).await;
         let control = world.control(Arc::new(NoHook)).await;
         assert_eq!(world.status(off).await, Some(Status::Stopped));
         for id in [on, seen] {
@@ -966,6 +987,8 @@ async fn files_that_no_row_knows_are_removed_at_the_start() {
     // Its computer goes without the row of the layer ever being written.
     control.delete(id).await.unwrap();
     assert_eq!(world.launcher.stored().await.unwrap().layers, [capture.layer]);
+    control.leave().await.unwrap();
+    let world = World::on(world.database, world.launcher).await;
     let control = world.control(Arc::new(NoHook)).await;
     world.check_empty(&control).await;
 }

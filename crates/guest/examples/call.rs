@@ -2,7 +2,7 @@
 //! of a virtual machine.
 //!
 //! ```text
-//! cargo run -p roost-guest --example call -- SOCKET health | wait | usage | identity | poweroff
+//! cargo run -p roost-guest --example call -- SOCKET health | wait | usage | identity | environment | poweroff
 //!     | run COMMAND... | root COMMAND...          (standard input is passed on)
 //!     | capture FILE.ppm | type TEXT | key KEYSYM... | click X Y | bench
 //! ```
@@ -18,9 +18,9 @@ use std::{
 use hyper_util::rt::TokioIo;
 use roost_guest_proto::v1::{
     Button, CaptureRequest, CloseStdin, CursorRequest, HealthRequest, InputAction, InputRequest, KeyChord,
-    Point, PowerOffRequest, RunInput, RunStart, SetIdentityRequest, UsageRequest, WaitDesktopRequest,
-    desktop_client::DesktopClient, input_action::Action, process_client::ProcessClient, run_input::Input,
-    run_output::Output, system_client::SystemClient,
+    Point, PowerOffRequest, RunInput, RunStart, SetEnvironmentRequest, SetIdentityRequest, UsageRequest,
+    WaitDesktopRequest, desktop_client::DesktopClient, input_action::Action, process_client::ProcessClient,
+    run_input::Input, run_output::Output, system_client::SystemClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -50,20 +50,20 @@ async fn main() {
         ("wait", []) => drop(system.wait_desktop(WaitDesktopRequest {}).await.unwrap()),
         ("usage", []) => println!("{:?}", system.usage(UsageRequest {}).await.unwrap().into_inner()),
         ("poweroff", []) => drop(system.power_off(PowerOffRequest {}).await.unwrap()),
-        ("identity", pairs) => {
+        ("identity", []) => {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
             let request = SetIdentityRequest {
                 hostname: "fox".to_owned(),
                 machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
                 wall_clock_ns: i64::try_from(now.as_nanos()).unwrap(),
                 entropy: b"not really".repeat(7).into(),
-                env: pairs
-                    .iter()
-                    .map(|pair| pair.split_once('=').unwrap())
-                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                    .collect(),
             };
             system.set_identity(request).await.unwrap();
+        }
+        ("environment", pairs) => {
+            let pairs = pairs.iter().map(|pair| pair.split_once('=').unwrap());
+            let env = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            system.set_environment(SetEnvironmentRequest { version: 1, env }).await.unwrap();
         }
         ("run", argv) => std::process::exit(run(&channel, "", argv).await),
         ("root", argv) => std::process::exit(run(&channel, "root", argv).await),

@@ -9,6 +9,7 @@ use std::{io, path::PathBuf, pin::Pin};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
+use roost_guest_proto::NOTHING_ANSWERS;
 use roost_guest_proto::v1::{
     TunnelInput, TunnelOpened, TunnelOutput, TunnelTarget, tunnel_input::Input, tunnel_output::Output,
     tunnel_server::Tunnel, tunnel_target::Target,
@@ -29,7 +30,7 @@ pub(crate) struct TunnelService {
 
 #[derive(Debug, thiserror::Error)]
 enum RefusedError {
-    #[error("nothing answers on port {port} of the computer's loopback: {source}")]
+    #[error("{NOTHING_ANSWERS} {port} of the computer's loopback: {source}")]
     Port { port: u16, source: io::Error },
     #[error("the desktop's screen server does not answer at {}: {source}", path.display())]
     Display { path: PathBuf, source: io::Error },

@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use roost_api::{ApiError, ComputerId, ErrorCode, TicketQuery};
+use roost_api::{ApiError, ComputerId, ErrorCode, NotAPort, PortNumber, TicketQuery};
 use roost_control::{Caller, ComputerRecord, SnapshotRecord};
 use serde::de::DeserializeOwned;
 
@@ -14,7 +14,7 @@ use crate::App;
 use crate::envelope::Refusal;
 
 /// The largest JSON body.
-const MOST_BODY: usize = 1024 * 1024;
+pub(crate) const MOST_BODY: usize = 1024 * 1024;
 /// How much more is read and thrown away, so that a client that is still sending gets to see the refusal.
 const MOST_DRAINED: usize = 64 * 1024 * 1024;
 
@@ -26,8 +26,30 @@ impl FromRequestParts<App> for Auth {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        Ok(Self(app.control.authenticate(bearer(&parts.headers)).await?))
+        let credential = bearer(&parts.headers).map(str::to_owned);
+        Ok(Self(identify(parts, app, credential.as_deref()).await?))
     }
+}
+
+/// Whoever made this request, as it was found out once for all who ask.
+#[derive(Debug, Clone)]
+struct Identified(Caller);
+
+/// Whom a credential speaks for. The request counts against the limit of its key.
+pub(crate) async fn identify(
+    parts: &mut Parts,
+    app: &App,
+    credential: Option<&str>,
+) -> Result<Caller, Refusal> {
+    if let Some(Identified(caller)) = parts.extensions.get() {
+        return Ok(*caller);
+    }
+    let caller = app.control.authenticate(credential).await?;
+    if let Some(limit) = &app.rate_limit {
+        limit.check(caller.key)?;
+    }
+    parts.extensions.insert(Identified(caller));
+    Ok(caller)
 }
 
 /// A computer the caller may use, named by `{id}` in the path.
@@ -72,7 +94,37 @@ impl FromRequestParts<App> for KeptOf {
     }
 }
 
-/// The same for an event stream: the credential may be a ticket in the query.
+/// The caller of an event stream: the credential may be a ticket in the query.
+#[derive(Debug)]
+pub(crate) struct Listener(pub Caller);
+
+impl FromRequestParts<App> for Listener {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Query(query) = Query::<TicketQuery>::from_request_parts(parts, app).await?;
+        match query.ticket.filter(|_| bearer(&parts.headers).is_none()) {
+            Some(ticket) => Ok(Self(app.control.redeem(&ticket).await?)),
+            None => Auth::from_request_parts(parts, app).await.map(|Auth(caller)| Self(caller)),
+        }
+    }
+}
+
+/// [`Target`] of an event stream.
+#[derive(Debug)]
+pub(crate) struct Listened(pub ComputerRecord);
+
+impl FromRequestParts<App> for Listened {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let Listener(caller) = Listener::from_request_parts(parts, app).await?;
+        let id = path_id(parts, app).await?;
+        Ok(Self(app.control.get(&caller, id).await?))
+    }
+}
+
+/// [`KeptOf`] of an event stream.
 #[derive(Debug)]
 pub(crate) struct Watched(pub SnapshotRecord);
 
@@ -80,11 +132,7 @@ impl FromRequestParts<App> for Watched {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        let Query(query) = Query::<TicketQuery>::from_request_parts(parts, app).await?;
-        let caller = match (bearer(&parts.headers), query.ticket) {
-            (None, Some(ticket)) => app.control.redeem(&ticket)?,
-            (credential, _) => app.control.authenticate(credential).await?,
-        };
+        let Listener(caller) = Listener::from_request_parts(parts, app).await?;
         Ok(Self(snapshot_of_computer(parts, app, &caller).await?))
     }
 }
@@ -134,6 +182,32 @@ pub(crate) async fn path_id(parts: &mut Parts, app: &App) -> Result<ComputerId, 
     Ok(text.parse().map_err(|_| invalid())?)
 }
 
+/// The port `{port}` in the path. It comes after the computer: a bad number is of no interest on a missing one.
+#[derive(Debug)]
+pub(crate) struct PathPort(pub PortNumber);
+
+impl FromRequestParts<App> for PathPort {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let text = path_value(parts, app, "port").await.unwrap_or_default();
+        let port = text.parse().map_err(|error: NotAPort| ApiError::field("port", error.to_string()))?;
+        Ok(Self(port))
+    }
+}
+
+/// The name `{name}` in the path of something that belongs to a computer.
+#[derive(Debug)]
+pub(crate) struct PathName(pub String);
+
+impl FromRequestParts<App> for PathName {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        Ok(Self(path_value(parts, app, "name").await.unwrap_or_default()))
+    }
+}
+
 async fn path_value(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
     let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app).await;
     let Path(mut values) = path.ok()?;
@@ -156,8 +230,13 @@ impl FromRequest<App> for RawBody {
     type Rejection = Refusal;
 
     async fn from_request(request: Request, _app: &App) -> Result<Self, Refusal> {
-        Ok(Self(read(request.into_body()).await?))
+        body_of(request.into_body()).await
     }
+}
+
+/// For routes that look at the rest of a request themselves.
+pub(crate) async fn body_of(body: Body) -> Result<RawBody, Refusal> {
+    Ok(RawBody(read(body).await?))
 }
 
 async fn read(body: Body) -> Result<Bytes, Refusal> {

@@ -1,17 +1,26 @@
 //! The HTTP surface: routes, authentication, WebSockets and the web pages.
 //!
-//! A request passes [`envelope`] (request id, error bodies, log), then its route. A route reads what it needs
+//! A request passes [`envelope`] (request id, error bodies, log) and, where it has an `Idempotency-Key`,
+//! [`idempotency`], then its route. A route reads what it needs
 //! through the extractors in [`extract`] in the order the API promises (credential, id, existence, state,
 //! body), calls one use case of the control plane and answers its value. Routes and OpenAPI come from one
 //! declaration.
 //!
 //! This crate knows nothing about SQL or QEMU.
 
+mod cors;
 mod envelope;
 mod extract;
+mod idempotency;
+mod limits;
+mod outbound;
 mod pages;
+mod preview;
 mod routes;
 mod sockets;
+mod sse;
+
+use std::sync::Arc;
 
 use axum::Router;
 use roost_control::Control;
@@ -19,12 +28,20 @@ use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 
+pub use cors::{NotAnOrigin, Origin};
+pub use limits::RateLimit;
+pub use outbound::{Outgoing, Reach};
+
 /// What every route can reach.
 #[derive(Debug, Clone)]
 pub struct App {
     pub control: Control,
     /// The domain of computers, with its port: `localhost:8080`.
     pub domain: String,
+    /// `None`: as many as anybody likes.
+    pub rate_limit: Option<Arc<RateLimit>>,
+    /// Whose web pages may call the API, beside the server's own.
+    pub cors_origins: Vec<Origin>,
 }
 
 #[derive(OpenApi)]
@@ -43,6 +60,10 @@ pub struct App {
         (name = "exec", description = "Run commands"),
         (name = "desktop", description = "See and drive the desktop"),
         (name = "connection", description = "Addresses and credentials of the live desktop"),
+        (name = "env", description = "Environment variables of a computer"),
+        (name = "ports", description = "Let others reach web programs inside a computer"),
+        (name = "events", description = "Follow what happens, as server-sent events"),
+        (name = "credits", description = "What is left, what was used, and what it cost"),
         (name = "server", description = "The server itself"),
     )
 )]
@@ -66,11 +87,20 @@ impl utoipa::Modify for BearerAuth {
 fn api() -> OpenApiRouter<App> {
     let api = OpenApiRouter::new()
         .merge(routes::computers::router())
+        .merge(routes::auto_stop::router())
+        .merge(routes::metrics::router())
+        .merge(routes::credits::router())
         .merge(routes::snapshots::router())
         .merge(routes::snapshot_files::router())
         .merge(routes::exec::router())
         .merge(routes::desktop::router())
         .merge(routes::connection::router())
+        .merge(routes::env::router())
+        .merge(routes::ports::router())
+        .merge(routes::shares::router())
+        .merge(sockets::tunnel::router())
+        .merge(routes::events::router())
+        .merge(routes::webhooks::router())
         .merge(routes::tickets::router())
         .merge(routes::server::router());
     OpenApiRouter::with_openapi(ApiDoc::openapi()).nest("/api/v1", api)
@@ -88,15 +118,34 @@ pub fn router(app: App) -> Result<Router, serde_json::Error> {
     let (api, _) = api().split_for_parts();
     // One published client sends the prefix twice.
     let doubled = Router::new().nest("/api/v1", api.clone());
+    let once = axum::middleware::from_fn_with_state(app.clone(), idempotency::once);
+    // The fallback first, so that what layers do for preflights comes before it.
+    let mut api = api.merge(doubled).method_not_allowed_fallback(envelope::no_such_method).layer(once);
+    if let Some(cors) = cors::layer(&app.cors_origins) {
+        api = api.layer(cors);
+    }
     let router = Router::new()
         .merge(api)
-        .merge(doubled)
         .merge(sockets::vnc::router())
+        .merge(preview::router())
+        .merge(routes::shares::page())
         .merge(pages::router(document))
         .fallback(envelope::no_such_route)
         .method_not_allowed_fallback(envelope::no_such_method)
-        .with_state(app);
-    Ok(router
+        .with_state(app.clone());
+    let previews = Router::new().fallback(preview::visit).with_state(app.clone());
+    let (router, previews) = (enveloped(router), enveloped(previews));
+    // Before any routing: a path of ours is nothing special on the host of a port.
+    let by_host = tower::service_fn(move |request: axum::extract::Request| {
+        let is_for_a_port = preview::is_for_a_port(&request, &app.domain);
+        let router = if is_for_a_port { &previews } else { &router };
+        tower::ServiceExt::oneshot(router.clone(), request)
+    });
+    Ok(Router::new().fallback_service(by_host))
+}
+
+fn enveloped(router: Router) -> Router {
+    router
         .layer(tower_http::catch_panic::CatchPanicLayer::custom(envelope::panicked))
-        .layer(axum::middleware::from_fn(envelope::envelope)))
+        .layer(axum::middleware::from_fn(envelope::envelope))
 }

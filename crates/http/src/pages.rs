@@ -3,15 +3,17 @@
 use axum::Json;
 use axum::Router;
 use axum::extract::{FromRequestParts, Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::get;
-use roost_api::{ApiError, ComputerId, DesktopSession, ErrorCode};
+use axum::routing::{get, post};
+use roost_api::{ApiError, ComputerId, DesktopSession, Embed, ErrorCode, ViewerSessionRequest};
 use rust_embed::RustEmbed;
 
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::{bearer, path_id};
+use crate::extract::{RawBody, bearer, path_id};
+use crate::preview::host::{self, Host};
+use crate::routes::connection::viewer_session;
 use crate::routes::server::health;
 
 #[derive(RustEmbed)]
@@ -33,13 +35,15 @@ pub(crate) fn router(openapi: String) -> Router<App> {
         .route("/desktop/", get(|| async { Redirect::temporary("/desktop/index.html") }))
         .route("/desktop/index.html", get(|| async { page("desktop/index.html") }))
         .route("/desktop/session", get(session_by_host))
+        .route("/desktop/viewer-session", post(viewer_session_by_host))
+        .route("/desktop/{id}/viewer-session", post(viewer_session))
         .route("/desktop/{id}/index.html", get(|| async { page("desktop/index.html") }))
         .route("/desktop/{id}/session", get(session_by_path))
 }
 
 /// On a computer's own host name its desktop is the start page.
-async fn start_page(State(app): State<App>, headers: HeaderMap) -> Response {
-    if slug(&app, &headers).is_some() {
+async fn start_page(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Response {
+    if slug(&app, &uri, &headers).is_some() {
         return Redirect::temporary("/desktop/index.html").into_response();
     }
     page("index.html")
@@ -88,18 +92,29 @@ fn page(name: &str) -> Response {
 
 async fn session_by_host(
     State(app): State<App>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<DesktopSession>, Refusal> {
-    let slug = slug(&app, &headers).ok_or_else(|| {
-        ApiError::new(
-            ErrorCode::NotFound,
-            "this host name belongs to no computer; use /desktop/{id}/index.html",
-        )
-    })?;
+    let slug = slug(&app, &uri, &headers).ok_or_else(no_computer)?;
     // Without a valid token nobody learns which names exist.
     let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
     let record = app.control.computer_by_slug(&slug).await?;
     session(&app, record.id, access, record)
+}
+
+/// The same as `viewer-session` of the API for a page that knows no id.
+async fn viewer_session_by_host(
+    State(app): State<App>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Result<Json<Embed>, Refusal> {
+    let slug = slug(&app, &uri, &headers).ok_or_else(no_computer)?;
+    Ok(Json(app.control.viewer_session_by_slug(&slug, &body.parse::<ViewerSessionRequest>()?).await?))
+}
+
+fn no_computer() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "this host name belongs to no computer; use /desktop/{id}/index.html")
 }
 
 async fn session_by_path(State(app): State<App>, request: Request) -> Result<Json<DesktopSession>, Refusal> {
@@ -107,7 +122,7 @@ async fn session_by_path(State(app): State<App>, request: Request) -> Result<Jso
     let id: ComputerId = path_id(&mut parts, &app).await?;
     let headers = HeaderMap::from_request_parts(&mut parts, &app).await.unwrap_or_default();
     let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
-    let record = app.control.authorize_stream(id, bearer(&headers), None).await?;
+    let (record, _) = app.control.authorize_stream(id, bearer(&headers), None).await?;
     session(&app, id, access, record)
 }
 
@@ -124,11 +139,9 @@ fn session(
 }
 
 /// The slug in `{slug}.computer.{domain}`.
-fn slug(app: &App, headers: &HeaderMap) -> Option<String> {
-    let host = headers.get(header::HOST)?.to_str().ok()?.to_ascii_lowercase();
-    let without_port =
-        |text: &str| text.rsplit_once(':').map_or(text.to_owned(), |(name, _)| name.to_owned());
-    let domain = without_port(&app.domain);
-    let slug = without_port(&host).strip_suffix(&format!(".computer.{domain}"))?.to_owned();
-    (!slug.is_empty()).then_some(slug)
+fn slug(app: &App, uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    match host::parse(&host::name(uri, headers).ok()?, &app.domain) {
+        Host::Desktop { slug } => Some(slug),
+        Host::Server | Host::Preview { .. } | Host::Nobody => None,
+    }
 }

@@ -13,7 +13,7 @@ use crate::{
     apt::{self, Mirrors, Settings},
     digest::{Digest, DigestOf},
     error::{ImageError, OnFile},
-    filesystem,
+    filesystem, kernel,
     namespace::remove_directory,
     packages::{self, Layout},
     preflight, recipe,
@@ -91,7 +91,7 @@ impl Templates {
 
         let agent_digest =
             Digest::of_file(agent).map_err(|source| ImageError::Agent { path: agent.to_owned(), source })?;
-        let digest = DigestOf::new("roost template 1")
+        let digest = DigestOf::new("roost template 2")
             .part(base.identity.as_str())
             .part(agent_digest.as_str())
             .finish();
@@ -256,10 +256,15 @@ fn make_template(
     // Scratch files live in a directory of their own, so that what is published holds nothing else.
     let scratch = work.join("scratch");
     fs::create_dir_all(&scratch).on("create", &scratch)?;
-    for file in [KERNEL, INITRD] {
-        let target = work.join(file);
-        fs::copy(base.directory.join(file), &target).on("copy to", &target)?;
+    let (packed, kernel) = (base.directory.join(KERNEL), work.join(KERNEL));
+    let packed = fs::read(&packed).on("read", &packed)?;
+    let unpacked = kernel::unpack(&packed);
+    if unpacked.is_none() {
+        tracing::warn!("the kernel could not be unpacked: computers boot slower and take some ten MiB more");
     }
+    fs::write(&kernel, unpacked.unwrap_or(packed)).on("write", &kernel)?;
+    let initrd = work.join(INITRD);
+    fs::copy(base.directory.join(INITRD), &initrd).on("copy to", &initrd)?;
     report(Progress { phase: Phase::Agent, percent: None, detail: agent.as_str() });
     filesystem::copy_sparse(&base.directory.join(FILESYSTEM), &scratch.join(FILESYSTEM))?;
     filesystem::insert_agent(&scratch, FILESYSTEM, agent)?;

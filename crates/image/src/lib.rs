@@ -16,7 +16,8 @@
 //! ```
 //!
 //! The slow half, a minute of mmdebstrap, depends only on the recipe and on where packages come from, so
-//! its result is cached; a new agent costs a few seconds. Nothing is ever mounted from an image.
+//! its result is cached; a new agent costs a few seconds. Nothing is ever mounted from an image. The kernel is unpacked
+//! on the way (`kernel`): all computers share it then, and none unpacks it while it boots.
 //!
 //! An ordinary user builds in a user namespace in which that user is root and the other accounts of the
 //! guest are the user's subordinate ids (`/etc/subuid`). Root and user thereby run the same commands, and
@@ -40,6 +41,7 @@ mod command;
 mod digest;
 mod error;
 mod filesystem;
+mod kernel;
 mod namespace;
 mod packages;
 mod preflight;

@@ -13,6 +13,7 @@ mod room;
 pub mod simulated;
 mod storage;
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use async_trait::async_trait;
@@ -60,6 +61,22 @@ pub struct Need {
     pub memory: u64,
     /// Room on the disk, in bytes.
     pub disk: u64,
+}
+
+/// The environment variables of a computer. Their values are secrets.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Environment {
+    pub version: u64,
+    pub variables: BTreeMap<String, String>,
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment")
+            .field("version", &self.version)
+            .field("names", &self.variables.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is kept beside the machines.
@@ -159,6 +176,13 @@ pub trait Launcher: Debug + Send + Sync + 'static {
 
     /// The newest lines of the guest's console; also after the process ended.
     async fn console(&self, computer: ComputerId, lines: usize) -> Result<Vec<String>, LaunchError>;
+
+    /// Gives a running guest its environment variables. One that has a newer version already keeps that.
+    async fn set_environment(
+        &self,
+        computer: ComputerId,
+        environment: &Environment,
+    ) -> Result<(), LaunchError>;
 
     /// A channel to the guest's services. It connects when it is used, and again when the process is new.
     fn guest(&self, computer: ComputerId) -> Result<Channel, LaunchError>;

@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Stdio;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
@@ -17,6 +18,8 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use hyper_util::rt::TokioIo;
 use roost_api::{ComputerId, LayerId, SnapshotId};
+use roost_guest_proto::v1::SetEnvironmentRequest;
+use roost_guest_proto::v1::system_client::SystemClient;
 use roost_machine_proto::v1::machine_client::MachineClient;
 use roost_machine_proto::v1::{
     CaptureRequest, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest, WatchRequest,
@@ -33,7 +36,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::room::Room;
 use crate::storage::{Storage, allocated, copy_sparse, is_same, relocate, remove_all, take_over};
-use crate::{Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored};
+use crate::{
+    Abandoned, Capture, Captured, Environment, LaunchError, Launcher, MachineState, Need, Report, Stored,
+};
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
 /// and container engines hand out.
@@ -62,6 +67,9 @@ pub struct LocalConfig {
     /// The `roost` program.
     pub program: Utf8PathBuf,
 }
+
+/// How long an agent may take for what costs it milliseconds; under emulation on a busy host that may be seconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Spawns machine processes on this host.
 #[derive(Debug)]
@@ -125,6 +133,10 @@ impl Local {
     fn command(&self, directory: &Utf8Path, user: Option<u32>) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(&self.config.program);
         command.arg0("roost").arg("machine").arg("--dir").arg(directory);
+        // A machine has no business in the database; its environment can be read by its own user.
+        for secret in ["ROOST_DATABASE", "PGPASSWORD"] {
+            command.env_remove(secret);
+        }
         for read in [&self.config.templates, &self.storage.layers, &self.storage.snapshots] {
             command.arg("--read").arg(read);
         }
@@ -218,7 +230,7 @@ impl Launcher for Local {
         remove_if_there(&outcome)?;
         let text = serde_json::to_vec_pretty(spec)
             .map_err(|source| LaunchError::Spec { path: directory.join(SPEC_FILE), source })?;
-        // Environment values are secrets: nobody but the machine's user may read the spec.
+        // It names the computer and the networks it may reach: for nobody but the machine's user.
         write_durably(&directory, SPEC_FILE, &text, self.drop_root.then_some(user))?;
 
         let lock = take_lock(&directory, self.drop_root.then_some(user)).await?;
@@ -457,6 +469,21 @@ impl Launcher for Local {
             }
         }
         console_tail(&directory.join(CONSOLE_FILE), lines)
+    }
+
+    async fn set_environment(
+        &self,
+        computer: ComputerId,
+        environment: &Environment,
+    ) -> Result<(), LaunchError> {
+        let Environment { version, variables } = environment.clone();
+        let request = SetEnvironmentRequest { version, env: variables.into_iter().collect() };
+        let mut guest = SystemClient::new(self.guest(computer)?);
+        let sent = tokio::time::timeout(ANSWER_LIMIT, guest.set_environment(request)).await;
+        let sent = sent.unwrap_or_else(|_| {
+            Err(tonic::Status::deadline_exceeded("the agent did not take the environment in time"))
+        });
+        sent.map(drop).map_err(|status| LaunchError::Unreachable { source: Box::new(status) })
     }
 
     fn guest(&self, computer: ComputerId) -> Result<Channel, LaunchError> {

@@ -1,8 +1,8 @@
 //! Machines without a VM, for fast tests of logic. They boot at once, remember what was asked of them and
-//! can be made to fail; they have no guest. Disks, layers and memory are names in a table, with the rules real
-//! ones have: a layer that something lies on cannot be removed, memory belongs to one state of a disk.
+//! can be made to fail; they have no guest, unless a test gives them one. Disks, layers and memory are names in a table,
+//! with the rules real ones have: a layer that something lies on cannot be removed, memory belongs to one state of a disk.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,9 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{Abandoned, Capture, Captured, LaunchError, Launcher, MachineState, Need, Report, Stored};
+use crate::{
+    Abandoned, Capture, Captured, Environment, LaunchError, Launcher, MachineState, Need, Report, Stored,
+};
 
 /// What the next machines do when they are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub struct Simulated {
     boot: Mutex<Boot>,
     starts: Mutex<Vec<u64>>,
     storage: Mutex<Storage>,
+    guest: Mutex<Option<Channel>>,
+    guests: Mutex<HashMap<ComputerId, Channel>>,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +49,8 @@ struct Storage {
     layers: HashMap<LayerId, Utf8PathBuf>,
     /// Whether each snapshot has memory.
     snapshots: HashMap<SnapshotId, bool>,
+    /// What each guest was given.
+    environments: HashMap<ComputerId, Environment>,
     /// Why the next suspend or capture is refused.
     refusal: Option<String>,
     /// Why the next start is not admitted.
@@ -58,6 +64,8 @@ impl Default for Simulated {
             boot: Mutex::new(Boot::Succeeds),
             starts: Mutex::default(),
             storage: Mutex::default(),
+            guest: Mutex::default(),
+            guests: Mutex::default(),
         }
     }
 }
@@ -65,6 +73,16 @@ impl Default for Simulated {
 impl Simulated {
     fn storage(&self) -> MutexGuard<'_, Storage> {
         self.storage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All machines without one of their own have this guest from now on.
+    pub fn set_guest(&self, guest: Channel) {
+        *self.guest.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
+    }
+
+    /// The computer's machine has a guest of its own from now on.
+    pub fn set_guest_of(&self, computer: ComputerId, guest: Channel) {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner).insert(computer, guest);
     }
 
     /// The next suspend or capture is refused, once.
@@ -80,6 +98,11 @@ impl Simulated {
     /// Whether memory is saved beside the computer's disk.
     pub fn has_memory(&self, computer: ComputerId) -> bool {
         self.storage().memories.contains(&computer)
+    }
+
+    /// The variables a guest has.
+    pub fn environment(&self, computer: ComputerId) -> BTreeMap<String, String> {
+        self.storage().environments.get(&computer).map(|held| held.variables.clone()).unwrap_or_default()
     }
 
     /// What a computer's disk lies on.
@@ -304,6 +327,7 @@ impl Launcher for Simulated {
         let mut storage = self.storage();
         storage.disks.remove(&computer);
         storage.memories.remove(&computer);
+        storage.environments.remove(&computer);
         Ok(())
     }
 
@@ -315,7 +339,30 @@ impl Launcher for Simulated {
         Ok(Vec::new())
     }
 
-    fn guest(&self, _computer: ComputerId) -> Result<Channel, LaunchError> {
+    async fn set_environment(
+        &self,
+        computer: ComputerId,
+        environment: &Environment,
+    ) -> Result<(), LaunchError> {
+        if !self.is_running(computer) {
+            let source = Box::new(tonic::Status::unavailable("a simulated machine that does not run"));
+            return Err(LaunchError::Unreachable { source });
+        }
+        let mut storage = self.storage();
+        let held = storage.environments.entry(computer).or_insert_with(|| environment.clone());
+        if environment.version >= held.version {
+            *held = environment.clone();
+        }
+        Ok(())
+    }
+
+    fn guest(&self, computer: ComputerId) -> Result<Channel, LaunchError> {
+        if let Some(guest) = self.guests.lock().unwrap_or_else(PoisonError::into_inner).get(&computer) {
+            return Ok(guest.clone());
+        }
+        if let Some(guest) = self.guest.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            return Ok(guest);
+        }
         let endpoint = Endpoint::from_static("http://guest.invalid");
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(|_: Uri| async {
             Err::<hyper_util::rt::TokioIo<tokio::io::DuplexStream>, _>(std::io::Error::other(

@@ -3,7 +3,6 @@
 //!
 //! All files are in the machine's directory, `<data>/machines/<computer id>/`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
@@ -48,7 +47,6 @@ pub struct MachineSpec {
     pub disk: DiskSpec,
     pub boot: BootSpec,
     pub accelerator: Accelerator,
-    pub env: BTreeMap<String, String>,
     pub network: NetworkSpec,
 }
 

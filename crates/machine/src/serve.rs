@@ -250,8 +250,9 @@ mod tests {
     use roost_guest_proto::v1::system_server::{System, SystemServer};
     use roost_guest_proto::v1::{
         FreezeReply, FreezeRequest, HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, RunExit,
-        RunInput, RunOutput, SetIdentityReply, SetIdentityRequest, ThawReply, ThawRequest, UsageReply,
-        UsageRequest, WaitDesktopReply, WaitDesktopRequest, run_input, run_output,
+        RunInput, RunOutput, SetEnvironmentReply, SetEnvironmentRequest, SetIdentityReply,
+        SetIdentityRequest, ThawReply, ThawRequest, UsageReply, UsageRequest, WaitDesktopReply,
+        WaitDesktopRequest, run_input, run_output,
     };
     use roost_machine_proto::v1::machine_client::MachineClient;
     use tokio_stream::StreamExt;
@@ -283,6 +284,13 @@ mod tests {
             _: tonic::Request<SetIdentityRequest>,
         ) -> Result<tonic::Response<SetIdentityReply>, Status> {
             Ok(tonic::Response::new(SetIdentityReply {}))
+        }
+
+        async fn set_environment(
+            &self,
+            _: tonic::Request<SetEnvironmentRequest>,
+        ) -> Result<tonic::Response<SetEnvironmentReply>, Status> {
+            Ok(tonic::Response::new(SetEnvironmentReply {}))
         }
 
         async fn wait_desktop(

@@ -653,7 +653,6 @@ fn identity(spec: &MachineSpec) -> SetIdentityRequest {
         machine_id: spec.machine_id.clone(),
         wall_clock_ns: i64::try_from(now.as_nanos()).unwrap_or(0),
         entropy: entropy.into(),
-        env: spec.env.clone().into_iter().collect(),
     }
 }
 

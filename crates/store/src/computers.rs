@@ -3,16 +3,24 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, LayerId, ProjectId, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility, WorkspaceId,
+    ComputerId, EventId, LayerId, ProjectId, Size, SnapshotId, Status, TenantId, Timestamp, UserId,
+    Visibility, WorkspaceId,
 };
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use sqlx::{Row, Transaction};
 
-use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord};
+use crate::env::{NewVariable, insert_variables};
+use crate::events::record_status;
+use crate::query::QueryBuilder;
+use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
+use crate::status::{STATE, states};
 use crate::workflows::insert_workflow;
-use crate::{Store, StoreError};
+use crate::{Db, Store, StoreError};
 
 /// Every column, and the workflow at work as `intended`.
 const SELECT: &str = "SELECT c.*, w.kind AS intended FROM computers c
+     LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
+
+const COUNT: &str = "SELECT COUNT(*) AS n FROM computers c
      LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
 
 #[derive(Debug, Clone)]
@@ -34,6 +42,8 @@ pub struct NewComputer {
     pub selected_apps: Vec<String>,
     pub metadata: BTreeMap<String, String>,
     pub visibility: Visibility,
+    /// Idle seconds before it is stopped; 0 is never.
+    pub auto_stop: u32,
     pub always_on: bool,
     /// The virtual size of the disk.
     pub disk_gib: u32,
@@ -43,6 +53,7 @@ pub struct NewComputer {
     pub layer: Option<LayerId>,
     /// The newest snapshot of the history it continues.
     pub last_snapshot: Option<SnapshotId>,
+    pub env: Vec<NewVariable>,
 }
 
 /// Filters of a list; they combine with AND.
@@ -55,6 +66,10 @@ pub struct ComputerFilter {
     pub external_project_id: Option<String>,
     /// Part of a name, slug or id.
     pub search: Option<String>,
+    /// `None`: any.
+    pub statuses: Option<Vec<Status>>,
+    /// How many at most, from which one on.
+    pub page: Option<(u64, u64)>,
 }
 
 /// What a user may change on a computer; `None` leaves a field as it is.
@@ -65,6 +80,7 @@ pub struct ComputerChange {
     pub metadata: Option<BTreeMap<String, String>>,
     pub visibility: Option<Visibility>,
     pub always_on: Option<bool>,
+    pub auto_stop: Option<u32>,
 }
 
 impl Store {
@@ -81,14 +97,31 @@ impl Store {
     }
 
     pub async fn computer(&self, id: ComputerId) -> Result<Option<ComputerRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        let mut query = QueryBuilder::new(SELECT);
         query.push(" WHERE c.id = ").push_bind(id.to_string());
         let row = query.build().fetch_optional(&self.pool).await?;
         row.as_ref().map(ComputerRecord::from_row).transpose()
     }
 
+    /// The computer, and the newest event, as they are at one moment.
+    pub async fn computer_and_last_event(
+        &self,
+        id: ComputerId,
+    ) -> Result<Option<(ComputerRecord, EventId)>, StoreError> {
+        let row = sqlx::query(
+            "SELECT c.*, w.kind AS intended, l.last_id AS last_event FROM event_log l
+             JOIN computers c ON c.id = $1
+             LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL
+             WHERE l.id = 1",
+        )
+        .bind(id.to_string())
+        .fetch_optional(&self.pool)
+        .await?;
+        row.map(|row| Ok((ComputerRecord::from_row(&row)?, EventId(row.try_get("last_event")?)))).transpose()
+    }
+
     pub async fn computer_by_slug(&self, slug: &str) -> Result<Option<ComputerRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        let mut query = QueryBuilder::new(SELECT);
         query.push(" WHERE c.slug = ").push_bind(slug);
         let row = query.build().fetch_optional(&self.pool).await?;
         row.as_ref().map(ComputerRecord::from_row).transpose()
@@ -96,8 +129,33 @@ impl Store {
 
     /// All computers, of every tenant; for reconciling.
     pub async fn all_computers(&self) -> Result<Vec<ComputerRecord>, StoreError> {
-        let rows = QueryBuilder::<Sqlite>::new(SELECT).build().fetch_all(&self.pool).await?;
+        let rows = QueryBuilder::new(SELECT).build().fetch_all(&self.pool).await?;
         rows.iter().map(ComputerRecord::from_row).collect()
+    }
+
+    /// Computers that run and are to be stopped once they are idle.
+    pub async fn auto_stopping(&self) -> Result<Vec<ComputerRecord>, StoreError> {
+        let mut query = QueryBuilder::new(SELECT);
+        query.push(" WHERE c.auto_stop > 0 AND c.desired = 'running' AND c.observed = 'running'");
+        let rows = query.build().fetch_all(&self.pool).await?;
+        rows.iter().map(ComputerRecord::from_row).collect()
+    }
+
+    /// Writes down when computers were last used. What is known to be later stays.
+    pub async fn record_activity(&self, last: &[(ComputerId, Timestamp)]) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        for (computer, at) in last {
+            sqlx::query(
+                "UPDATE computers SET last_active_at = $1
+                 WHERE id = $2 AND (last_active_at IS NULL OR last_active_at < $1)",
+            )
+            .bind(at.as_micros())
+            .bind(computer.to_string())
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(())
     }
 
     /// The tenant's computers that match, newest first.
@@ -106,29 +164,26 @@ impl Store {
         tenant: TenantId,
         filter: &ComputerFilter,
     ) -> Result<Vec<ComputerRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
-        query.push(" WHERE c.tenant_id = ").push_bind(tenant.to_string());
-        let equal = [
-            (" AND c.workspace_id = ", filter.workspace.map(|id| id.to_string())),
-            (" AND c.project_id = ", filter.project.map(|id| id.to_string())),
-            (" AND c.external_workspace_id = ", filter.external_workspace_id.clone()),
-            (" AND c.external_user_id = ", filter.external_user_id.clone()),
-            (" AND c.external_project_id = ", filter.external_project_id.clone()),
-        ];
-        for (condition, value) in equal {
-            if let Some(value) = value {
-                query.push(condition).push_bind(value);
-            }
-        }
-        if let Some(text) = &filter.search {
-            let pattern = format!("%{}%", escape_like(text));
-            query.push(" AND (c.name LIKE ").push_bind(pattern.clone());
-            query.push(" ESCAPE '\\' OR c.slug LIKE ").push_bind(pattern.clone());
-            query.push(" ESCAPE '\\' OR c.id LIKE ").push_bind(pattern).push(" ESCAPE '\\')");
-        }
+        let mut query = QueryBuilder::new(SELECT);
+        push_filter(&mut query, tenant, filter);
         query.push(" ORDER BY c.created_at DESC, c.id DESC");
+        if let Some((limit, offset)) = filter.page {
+            query.push(" LIMIT ").push_bind(signed(limit)?);
+            query.push(" OFFSET ").push_bind(i64::try_from(offset).unwrap_or(i64::MAX));
+        }
         let rows = query.build().fetch_all(&self.pool).await?;
         rows.iter().map(ComputerRecord::from_row).collect()
+    }
+
+    /// How many match, on all pages.
+    pub async fn count_computers(
+        &self,
+        tenant: TenantId,
+        filter: &ComputerFilter,
+    ) -> Result<u64, StoreError> {
+        let mut query = QueryBuilder::new(COUNT);
+        push_filter(&mut query, tenant, filter);
+        number(&query.build().fetch_one(&self.pool).await?, "n")
     }
 
     pub async fn change_computer(
@@ -137,7 +192,7 @@ impl Store {
         change: &ComputerChange,
     ) -> Result<Option<ComputerRecord>, StoreError> {
         let mut tx = self.write().await?;
-        let mut query = QueryBuilder::<Sqlite>::new("UPDATE computers SET updated_at = ");
+        let mut query = QueryBuilder::new("UPDATE computers SET updated_at = ");
         query.push_bind(Timestamp::now().as_micros());
         if let Some(name) = &change.name {
             query.push(", name = ").push_bind(name);
@@ -154,6 +209,9 @@ impl Store {
         if let Some(always_on) = change.always_on {
             query.push(", always_on = ").push_bind(i64::from(always_on));
         }
+        if let Some(auto_stop) = change.auto_stop {
+            query.push(", auto_stop = ").push_bind(i64::from(auto_stop));
+        }
         query.push(" WHERE id = ").push_bind(id.to_string());
         query.build().execute(&mut *tx).await?;
         let record = load(&mut tx, id).await?;
@@ -161,7 +219,8 @@ impl Store {
         Ok(record)
     }
 
-    /// Records what the machine of `generation` reported. An older generation loses: false.
+    /// Records what the machine of `generation` reported. An older generation loses, and so does what came before
+    /// its end, which several servers may have seen: false.
     pub async fn observe(
         &self,
         id: ComputerId,
@@ -174,11 +233,14 @@ impl Store {
             Some((reason, console)) => (Some(reason), Some(json(&console)?)),
             None => (None, None),
         };
+        let mut tx = self.write().await?;
+        let before = load(&mut tx, id).await?;
         let changed = sqlx::query(
             "UPDATE computers SET observed = $1, failure = COALESCE($2, failure),
                  failure_console = COALESCE($3, failure_console), updated_at = $4,
                  memory_lost = COALESCE($7, memory_lost)
-             WHERE id = $5 AND generation = $6 AND (observed <> $1 OR $2 IS NOT NULL OR $7 IS NOT NULL)",
+             WHERE id = $5 AND generation = $6 AND (observed <> $1 OR $2 IS NOT NULL OR $7 IS NOT NULL)
+                 AND (observed <> 'stopped' OR $1 IN ('stopped', 'failed', 'absent'))",
         )
         .bind(observed.as_str())
         .bind(reason)
@@ -187,16 +249,27 @@ impl Store {
         .bind(id.to_string())
         .bind(signed(generation)?)
         .bind(memory_lost)
-        .execute(&self.pool)
+        .execute(&mut *tx)
         .await?;
+        let after = load(&mut tx, id).await?;
+        record_status(&mut tx, self.clock.now(), before.as_ref(), after.as_ref()).await?;
+        tx.commit().await?;
         Ok(changed.rows_affected() > 0)
     }
 
-    /// Changes what is wanted of a computer nobody is working on; what reconcilers use when a guest turned
-    /// itself off or the host lost all its processes.
-    pub async fn settle(&self, id: ComputerId, from: Desired, to: Desired) -> Result<bool, StoreError> {
+    /// Changes what is wanted of a computer nobody is working on, and that nobody has started since `generation`;
+    /// what reconcilers use when a guest turned itself off or the host lost all its processes.
+    pub async fn settle(
+        &self,
+        id: ComputerId,
+        generation: u64,
+        from: Desired,
+        to: Desired,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        let before = load(&mut tx, id).await?;
         let changed = sqlx::query(
-            "UPDATE computers SET desired = $1, updated_at = $2 WHERE id = $3 AND desired = $4
+            "UPDATE computers SET desired = $1, updated_at = $2 WHERE id = $3 AND desired = $4 AND generation = $5
                  AND NOT EXISTS (SELECT 1 FROM workflows WHERE computer_id = $3 AND finished_at IS NULL
                      AND kind NOT IN ('capture', 'resize'))",
         )
@@ -204,8 +277,12 @@ impl Store {
         .bind(Timestamp::now().as_micros())
         .bind(id.to_string())
         .bind(from.as_str())
-        .execute(&self.pool)
+        .bind(signed(generation)?)
+        .execute(&mut *tx)
         .await?;
+        let after = load(&mut tx, id).await?;
+        record_status(&mut tx, self.clock.now(), before.as_ref(), after.as_ref()).await?;
+        tx.commit().await?;
         Ok(changed.rows_affected() > 0)
     }
 
@@ -224,18 +301,55 @@ impl Store {
     /// Removes the row. Its finished workflows go with it; the running one is the caller's.
     pub async fn remove_computer(&self, id: ComputerId) -> Result<(), StoreError> {
         let mut tx = self.write().await?;
+        let before = load(&mut tx, id).await?;
         sqlx::query("DELETE FROM workflows WHERE computer_id = $1 AND finished_at IS NOT NULL")
             .bind(id.to_string())
             .execute(&mut *tx)
             .await?;
+        sqlx::query("DELETE FROM metrics WHERE computer_id = $1")
+            .bind(id.to_string())
+            .execute(&mut *tx)
+            .await?;
         sqlx::query("DELETE FROM computers WHERE id = $1").bind(id.to_string()).execute(&mut *tx).await?;
+        record_status(&mut tx, self.clock.now(), before.as_ref(), None).await?;
         tx.commit().await?;
         Ok(())
     }
 }
 
+fn push_filter(query: &mut QueryBuilder, tenant: TenantId, filter: &ComputerFilter) {
+    query.push(" WHERE c.tenant_id = ").push_bind(tenant.to_string());
+    let equal = [
+        (" AND c.workspace_id = ", filter.workspace.map(|id| id.to_string())),
+        (" AND c.project_id = ", filter.project.map(|id| id.to_string())),
+        (" AND c.external_workspace_id = ", filter.external_workspace_id.clone()),
+        (" AND c.external_user_id = ", filter.external_user_id.clone()),
+        (" AND c.external_project_id = ", filter.external_project_id.clone()),
+    ];
+    for (condition, value) in equal {
+        if let Some(value) = value {
+            query.push(condition).push_bind(value);
+        }
+    }
+    if let Some(text) = &filter.search {
+        let pattern = format!("%{}%", escape_like(text));
+        let columns = [" AND (LOWER(c.name)", " OR LOWER(c.slug)", " OR LOWER(c.id)"];
+        for column in columns {
+            query.push(column).push(" LIKE LOWER(").push_bind(pattern.clone()).push(") ESCAPE '\\'");
+        }
+        query.push(")");
+    }
+    if let Some(statuses) = &filter.statuses {
+        query.push(" AND ").push(STATE).push(" IN (''");
+        for state in states(statuses) {
+            query.push(", ").push_bind(state);
+        }
+        query.push(")");
+    }
+}
+
 pub(crate) async fn insert(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     new: &NewComputer,
 ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
     let slug = free_slug(tx, &new.slug).await?;
@@ -246,7 +360,7 @@ pub(crate) async fn insert(
              external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
              provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
              layer_id, last_snapshot_id)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, 0, 'running', 1,
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $23, 'running', 1,
              0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22)",
     )
     .bind(new.id.to_string())
@@ -271,24 +385,27 @@ pub(crate) async fn insert(
     .bind(new.snapshot.map(|id| id.to_string()))
     .bind(new.layer.map(|id| id.to_string()))
     .bind(new.last_snapshot.map(|id| id.to_string()))
+    .bind(i64::from(new.auto_stop))
     .execute(&mut **tx)
     .await?;
+    insert_variables(tx, new.id, &new.env).await?;
     let workflow = insert_workflow(tx, new.id, WorkflowKind::Create, 1, None).await?;
     let record = load(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
+    record_status(tx, Timestamp::now(), None, Some(&record)).await?;
     Ok((record, workflow))
 }
 
 pub(crate) async fn load(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     id: ComputerId,
 ) -> Result<Option<ComputerRecord>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    let mut query = QueryBuilder::new(SELECT);
     query.push(" WHERE c.id = ").push_bind(id.to_string());
     let row = query.build().fetch_optional(&mut **tx).await?;
     row.as_ref().map(ComputerRecord::from_row).transpose()
 }
 
-async fn free_slug(tx: &mut Transaction<'static, Sqlite>, wanted: &str) -> Result<String, StoreError> {
+async fn free_slug(tx: &mut Transaction<'static, Db>, wanted: &str) -> Result<String, StoreError> {
     let rows = sqlx::query("SELECT slug FROM computers WHERE slug = $1 OR slug LIKE $2")
         .bind(wanted)
         .bind(format!("{wanted}-%"))

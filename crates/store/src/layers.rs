@@ -1,11 +1,11 @@
 //! Layers: what is needed, what is not, and the removal of rows whose files are gone.
 
 use roost_api::{ComputerId, LayerId, SnapshotId, Timestamp};
-use sqlx::{Sqlite, Transaction};
+use sqlx::Transaction;
 
 use crate::computers::signed;
 use crate::record::{number, optional, parsed};
-use crate::{Store, StoreError};
+use crate::{Db, Store, StoreError};
 
 /// A layer and who needs it, beside the layers that name it as their parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl Store {
 
 /// The computer's disk lies on `layer` now, and that on what the disk lay on before. Done already: nothing.
 pub(crate) async fn put_under(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     computer: ComputerId,
     layer: LayerId,
     disk_bytes: u64,

@@ -1,49 +1,94 @@
 //! Everything that is kept in SQL: one [`Store`], plain queries, typed records.
 //!
-//! SQL is written so that SQLite and PostgreSQL read it alike (numbered parameters, `BIGINT`, JSON as text).
-//! SQLite runs in WAL mode with `synchronous=FULL`: what was acknowledged survives a power cut. Writers take
-//! the write lock at the start of their transaction, so a transaction never fails half-way for a lock.
+//! SQL is written so that SQLite and PostgreSQL read it alike (numbered parameters, `BIGINT`, JSON as text), and
+//! so are the migrations. SQLite runs in WAL mode with `synchronous=FULL`: what was acknowledged survives a power
+//! cut. Writers take the write lock at the start of their transaction on both engines (`pool`), so a transaction
+//! never fails half-way for a lock, and a number taken as `MAX + 1` in one is nobody else's.
 //!
 //! This crate knows nothing about HTTP and nothing about how machines run.
 
+mod clock;
 mod computers;
+mod credits;
+mod env;
+mod events;
+mod idempotency;
 mod identity;
 mod layers;
+mod metrics;
+mod pool;
+mod ports;
+mod query;
 mod record;
+mod runs;
+mod servers;
 mod snapshots;
+pub mod status;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+mod tickets;
+mod url;
+mod viewers;
+mod webhooks;
 mod workflows;
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::sync::Arc;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use roost_api::ServerId;
+use sqlx::Transaction;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
 
+use crate::pool::{Engine, Pool, sqlite_address};
+
+pub use clock::{Clock, HostClock};
 pub use computers::{ComputerChange, ComputerFilter, NewComputer};
+pub use credits::{Balance, TransactionRecord};
+pub use env::{EnvRecord, IfMissing, NewVariable, VariableRecord, VariableSet};
+pub use events::{EventBatch, EventBounds, EventRecord, EventScope, EventsOf};
+pub use idempotency::{RequestLimits, RequestState};
 pub use identity::{Caller, Home, NewApiKey};
 pub use layers::LayerRecord;
+pub use metrics::{Measurement, Resolution, Usage};
+pub use ports::{Exposed, PortLink, PortRecord};
 pub use record::{
-    ComputerRecord, Desired, Observed, SnapshotAttributes, SnapshotPurpose, SnapshotRecord, SnapshotStatus,
-    WorkflowKind, WorkflowPayload, WorkflowRecord,
+    ComputerRecord, DeliveryState, Desired, Observed, SnapshotAttributes, SnapshotPurpose, SnapshotRecord,
+    SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
 };
+pub use runs::{RunFilter, RunRecord};
+pub use servers::{Change, Changes, Exclusive, Held, Renewed};
 pub use snapshots::{
     BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
     Recorded, SnapshotFilter, SnapshotGroup,
 };
+pub use url::{DatabaseUrl, InvalidUrl};
+pub use viewers::{ShareRecord, ViewerPasswordRecord};
+pub use webhooks::{Attempt, DeliveryRecord, WebhookRecord};
 pub use workflows::{Begin, Finish};
+
+/// The driver that every query is written for: whichever engine there is behind it.
+pub(crate) type Db = sqlx::Any;
+pub(crate) type DbRow = sqlx::any::AnyRow;
 
 /// The database. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: Pool,
+    clock: Arc<dyn Clock>,
+    /// As whom it claims what it runs.
+    server: ServerId,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("failed to open the database {path}: check that its directory exists and is writable")]
     Open { path: Utf8PathBuf, source: sqlx::Error },
+    #[error(
+        "failed to connect to the database {address}: check that PostgreSQL runs there, that the database exists, \
+         and that its user may log in"
+    )]
+    Connect { address: String, source: sqlx::Error },
     #[error("failed to bring the database to this version's schema: was it written by a newer roost?")]
     Migrate { source: sqlx::migrate::MigrateError },
     #[error("database query failed")]
@@ -58,20 +103,30 @@ pub enum StoreError {
 impl Store {
     /// Opens (and makes, if need be) the SQLite database at `path` and brings its schema up to date.
     pub async fn open(path: &Utf8Path) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path.as_std_path())
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(Duration::from_secs(20));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(8)
-            .connect_with(options)
-            .await
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        migrator().run(&pool).await.map_err(|source| StoreError::Migrate { source })?;
-        Ok(Self { pool })
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+        let pool = Pool::open(Engine::Sqlite, &sqlite_address(path), &migrator(), failed).await?;
+        Self::on(pool).await
+    }
+
+    /// Connects to a PostgreSQL database and brings its schema up to date.
+    pub async fn connect(url: &DatabaseUrl) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Connect { address: url.to_string(), source };
+        let pool = Pool::open(Engine::Postgres, url.secret(), &migrator(), failed).await?;
+        Self::on(pool).await
+    }
+
+    async fn on(pool: Pool) -> Result<Self, StoreError> {
+        pool.tell_changes().await?;
+        Ok(Self { pool, clock: Arc::new(HostClock), server: ServerId::new() })
+    }
+
+    /// What is counted by the clock is counted by another one.
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { clock, ..self }
+    }
+
+    pub fn now(&self) -> roost_api::Timestamp {
+        self.clock.now()
     }
 
     /// Whether the database answers.
@@ -85,8 +140,8 @@ impl Store {
         self.pool.close().await;
     }
 
-    async fn write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+    async fn write(&self) -> Result<Transaction<'static, Db>, StoreError> {
+        Ok(self.pool.write().await?)
     }
 }
 
@@ -98,6 +153,13 @@ fn migrator() -> Migrator {
     let migrations = vec![
         migration(1, "start", include_str!("../migrations/0001_start.sql")),
         migration(2, "snapshots", include_str!("../migrations/0002_snapshots.sql")),
+        migration(4, "events", include_str!("../migrations/0004_events.sql")),
+        migration(5, "ports", include_str!("../migrations/0005_ports.sql")),
+        migration(6, "env", include_str!("../migrations/0006_env.sql")),
+        migration(7, "metering", include_str!("../migrations/0007_metering.sql")),
+        migration(9, "servers", include_str!("../migrations/0009_servers.sql")),
+        migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
+        migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }
@@ -107,16 +169,15 @@ mod tests {
     use roost_api::{Size, SnapshotId};
 
     use super::*;
+    use crate::testing::TestDatabase;
 
     /// A computer of the first version, as it was written then, is read by this one.
     #[tokio::test]
     async fn an_older_database_is_brought_up_to_date() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = Utf8PathBuf::try_from(directory.path().join("roost.db")).unwrap();
-        let options = SqliteConnectOptions::new().filename(path.as_std_path()).create_if_missing(true);
-        let pool = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+        let database = TestDatabase::new().await;
         let first = migrator().migrations.iter().take(1).cloned().collect();
-        Migrator { migrations: Cow::Owned(first), ..Migrator::DEFAULT }.run(&pool).await.unwrap();
+        let first = Migrator { migrations: Cow::Owned(first), ..Migrator::DEFAULT };
+        let pool = database.pool(&first).await;
         let id = "3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000";
         for statement in [
             "INSERT INTO tenants VALUES ('3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000', 't', 0)",
@@ -136,14 +197,14 @@ mod tests {
         }
         pool.close().await;
 
-        let store = Store::open(&path).await.unwrap();
+        let store = database.store().await;
         let record = store.computer(id.parse().unwrap()).await.unwrap().unwrap();
         assert_eq!((record.size, record.disk_gib), (Size::Large, 40));
         assert_eq!((record.layer, record.snapshot, record.memory_lost), (None, None, None));
-        assert!(!record.always_on);
+        assert!(!record.always_on && record.last_active_at.is_none());
         // Opening it again changes nothing.
         store.close().await;
-        let store = Store::open(&path).await.unwrap();
+        let store = database.store().await;
         assert!(store.snapshot(SnapshotId::new()).await.unwrap().is_none());
         assert!(store.layers().await.unwrap().is_empty());
     }

@@ -8,9 +8,8 @@ use roost_api::{
 };
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 
-use crate::StoreError;
+use crate::{DbRow, StoreError};
 
 macro_rules! text_enum {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
@@ -119,6 +118,11 @@ text_enum!(
     }
 );
 
+text_enum!(
+    /// How far the delivery of an event to a webhook is.
+    DeliveryState { Pending = "pending", Delivered = "delivered", Failed = "failed" }
+);
+
 /// One computer, with the workflow that is at work on it.
 #[derive(Debug, Clone)]
 pub struct ComputerRecord {
@@ -139,7 +143,10 @@ pub struct ComputerRecord {
     pub metadata: BTreeMap<String, String>,
     pub visibility: Visibility,
     pub agent_session_id: Option<String>,
+    /// Idle seconds before it is stopped; 0 is never.
     pub auto_stop: u32,
+    /// When it was last used, as far as it is written down.
+    pub last_active_at: Option<Timestamp>,
     pub desired: Desired,
     /// The workflow at work, if any: what the control plane intends.
     pub intended: Option<WorkflowKind>,
@@ -176,6 +183,9 @@ pub struct SnapshotAttributes {
     pub selected_apps: Vec<String>,
     pub metadata: BTreeMap<String, String>,
     pub visibility: Visibility,
+    /// Snapshots of earlier versions have none.
+    #[serde(default)]
+    pub auto_stop: u32,
 }
 
 /// A state of a computer that is kept.
@@ -238,11 +248,16 @@ pub struct WorkflowRecord {
     pub step: usize,
     /// Set while it is being undone.
     pub error: Option<String>,
+    /// The code of `error`.
+    pub error_code: Option<String>,
     pub payload: Option<WorkflowPayload>,
+    /// It is to be given up.
+    pub is_cancelled: bool,
+    pub is_finished: bool,
 }
 
 impl ComputerRecord {
-    pub(crate) fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
+    pub(crate) fn from_row(row: &DbRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: parsed(row, "id")?,
             tenant_id: parsed(row, "tenant_id")?,
@@ -262,6 +277,7 @@ impl ComputerRecord {
             visibility: visibility(row)?,
             agent_session_id: row.try_get("agent_session_id")?,
             auto_stop: number(row, "auto_stop")?,
+            last_active_at: optional_time(row, "last_active_at")?,
             desired: parsed(row, "desired")?,
             intended: row
                 .try_get::<Option<String>, _>("intended")?
@@ -287,7 +303,7 @@ impl ComputerRecord {
 }
 
 impl SnapshotRecord {
-    pub(crate) fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
+    pub(crate) fn from_row(row: &DbRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: parsed(row, "id")?,
             tenant_id: parsed(row, "tenant_id")?,
@@ -324,7 +340,7 @@ impl SnapshotRecord {
 }
 
 impl WorkflowRecord {
-    pub(crate) fn from_row(row: &SqliteRow) -> Result<Self, StoreError> {
+    pub(crate) fn from_row(row: &DbRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: parsed(row, "id")?,
             computer: parsed(row, "computer_id")?,
@@ -332,6 +348,9 @@ impl WorkflowRecord {
             generation: number(row, "generation")?,
             step: number(row, "step")?,
             error: row.try_get("error")?,
+            error_code: row.try_get("error_code")?,
+            is_cancelled: row.try_get::<i64, _>("cancelled")? != 0,
+            is_finished: row.try_get::<Option<i64>, _>("finished_at")?.is_some(),
             payload: match row.try_get::<Option<String>, _>("payload")? {
                 Some(_) => Some(json(row, "payload")?),
                 None => None,
@@ -340,42 +359,42 @@ impl WorkflowRecord {
     }
 }
 
-pub(crate) fn parsed<T: std::str::FromStr>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub(crate) fn parsed<T: std::str::FromStr>(row: &DbRow, column: &str) -> Result<T, StoreError> {
     let text: String = row.try_get(column)?;
     text.parse().map_err(|_| StoreError::Corrupt { what: format!("{column} {text:?}") })
 }
 
 /// An id that may be null.
-pub(crate) fn optional<T: std::str::FromStr>(row: &SqliteRow, column: &str) -> Result<Option<T>, StoreError> {
+pub(crate) fn optional<T: std::str::FromStr>(row: &DbRow, column: &str) -> Result<Option<T>, StoreError> {
     let text: Option<String> = row.try_get(column)?;
     let parse =
         |text: String| text.parse().map_err(|_| StoreError::Corrupt { what: format!("{column} {text:?}") });
     text.map(parse).transpose()
 }
 
-fn json<T: serde::de::DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub(crate) fn json<T: serde::de::DeserializeOwned>(row: &DbRow, column: &str) -> Result<T, StoreError> {
     let text: String = row.try_get(column)?;
     serde_json::from_str(&text).map_err(|_| StoreError::Corrupt { what: format!("{column} {text:?}") })
 }
 
-pub(crate) fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub(crate) fn number<T: TryFrom<i64>>(row: &DbRow, column: &str) -> Result<T, StoreError> {
     let value: i64 = row.try_get(column)?;
     T::try_from(value).map_err(|_| StoreError::Corrupt { what: format!("{column} {value}") })
 }
 
-fn optional_number<T: TryFrom<i64>>(row: &SqliteRow, column: &str) -> Result<Option<T>, StoreError> {
+pub(crate) fn optional_number<T: TryFrom<i64>>(row: &DbRow, column: &str) -> Result<Option<T>, StoreError> {
     match row.try_get::<Option<i64>, _>(column)? {
         Some(_) => number(row, column).map(Some),
         None => Ok(None),
     }
 }
 
-fn time(row: &SqliteRow, column: &str) -> Result<Timestamp, StoreError> {
+pub(crate) fn time(row: &DbRow, column: &str) -> Result<Timestamp, StoreError> {
     let micros: i64 = row.try_get(column)?;
     Timestamp::from_micros(micros).ok_or_else(|| StoreError::Corrupt { what: format!("{column} {micros}") })
 }
 
-pub(crate) fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+pub(crate) fn optional_time(row: &DbRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     let micros: Option<i64> = row.try_get(column)?;
     micros
         .map(|micros| {
@@ -385,7 +404,7 @@ pub(crate) fn optional_time(row: &SqliteRow, column: &str) -> Result<Option<Time
         .transpose()
 }
 
-fn visibility(row: &SqliteRow) -> Result<Visibility, StoreError> {
+fn visibility(row: &DbRow) -> Result<Visibility, StoreError> {
     let text: String = row.try_get("visibility")?;
     Visibility::parse(&text).ok_or_else(|| StoreError::Corrupt { what: format!("visibility {text:?}") })
 }

@@ -1,16 +1,18 @@
 //! Snapshots: taking them, making computers from them, naming, expiring and deleting them.
 
-use roost_api::{ComputerId, LayerId, SnapshotId, TenantId, Timestamp, WorkspaceId};
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use roost_api::{ComputerId, Event, LayerId, SnapshotId, TenantId, Timestamp, WorkspaceId};
+use sqlx::{Row, Transaction};
 
 use crate::computers::{escape_like, insert, json, load, signed};
+use crate::events::{EventScope, insert_event};
 use crate::layers::put_under;
+use crate::query::QueryBuilder;
 use crate::record::{
     ComputerRecord, SnapshotAttributes, SnapshotPurpose, SnapshotRecord, SnapshotStatus, WorkflowKind,
     WorkflowPayload, WorkflowRecord, number, optional_time, parsed,
 };
 use crate::workflows::{Begin, insert_workflow};
-use crate::{NewComputer, Store, StoreError};
+use crate::{Db, NewComputer, Store, StoreError};
 
 /// Every column, and whether a computer is being made from it.
 const SELECT: &str = "SELECT s.*, CASE WHEN EXISTS (
@@ -191,7 +193,7 @@ impl Store {
 
     /// Any snapshot, also a hidden or deleted one.
     pub async fn snapshot(&self, id: SnapshotId) -> Result<Option<SnapshotRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        let mut query = QueryBuilder::new(SELECT);
         query.push(" WHERE s.id = ").push_bind(id.to_string());
         let row = query.build().fetch_optional(&self.pool).await?;
         row.as_ref().map(SnapshotRecord::from_row).transpose()
@@ -202,7 +204,7 @@ impl Store {
         tenant: TenantId,
         name: &str,
     ) -> Result<Option<SnapshotRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        let mut query = QueryBuilder::new(SELECT);
         query.push(" WHERE s.tenant_id = ").push_bind(tenant.to_string());
         query.push(" AND s.name = ").push_bind(name);
         let row = query.build().fetch_optional(&self.pool).await?;
@@ -215,7 +217,7 @@ impl Store {
         tenant: Option<TenantId>,
         filter: &SnapshotFilter,
     ) -> Result<Vec<SnapshotRecord>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+        let mut query = QueryBuilder::new(SELECT);
         push_filter(&mut query, tenant, filter);
         query.push(" ORDER BY s.created_at DESC, s.id DESC");
         push_page(&mut query, filter);
@@ -229,7 +231,7 @@ impl Store {
         tenant: TenantId,
         filter: &SnapshotFilter,
     ) -> Result<Vec<SnapshotGroup>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new(
+        let mut query = QueryBuilder::new(
             "SELECT s.computer_id, MAX(s.computer_name) AS computer_name, MAX(s.workspace_id) AS workspace_id,
                  COUNT(*) AS snapshot_count,
                  CAST(SUM(s.disk_bytes + COALESCE(s.memory_bytes, 0)) AS BIGINT) AS stored_bytes,
@@ -285,7 +287,7 @@ impl Store {
         let mut tx = self.write().await?;
         put_under(&mut tx, computer, layer, recorded.disk_bytes).await?;
         let now = Timestamp::now().as_micros();
-        sqlx::query(
+        let ready = sqlx::query(
             "UPDATE snapshots SET status = 'ready', step = NULL, progress = 100, layer_id = $1,
                  disk_bytes = $2, memory_bytes = $3, pause_us = $4, updated_at = $5
              WHERE id = $6 AND status = 'creating'",
@@ -311,6 +313,15 @@ impl Store {
             .bind(id.to_string())
             .execute(&mut *tx)
             .await?;
+        let snapshot = load_snapshot(&mut tx, id).await?;
+        let is_visible = snapshot.is_some_and(|snapshot| snapshot.purpose == SnapshotPurpose::Snapshot);
+        if ready.rows_affected() > 0
+            && is_visible
+            && let Some(record) = load(&mut tx, computer).await?
+        {
+            let event = Event::CheckpointCreated { snapshot_id: id };
+            insert_event(&mut tx, &EventScope::of(&record), &event).await?;
+        }
         tx.commit().await?;
         Ok(())
     }
@@ -411,7 +422,7 @@ impl Store {
 
     /// Snapshots whose time is over and that nobody needs now.
     pub async fn expired_snapshots(&self, now: Timestamp) -> Result<Vec<SnapshotId>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT s.id FROM snapshots s WHERE ");
+        let mut query = QueryBuilder::new("SELECT s.id FROM snapshots s WHERE ");
         query.push(EXPIRES).push(" AND s.expires_at <= ").push_bind(now.as_micros());
         let rows = query.build().fetch_all(&self.pool).await?;
         rows.iter().map(|row| parsed(row, "id")).collect()
@@ -419,7 +430,7 @@ impl Store {
 
     /// When the next one expires.
     pub async fn next_expiry(&self) -> Result<Option<Timestamp>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("SELECT MIN(s.expires_at) AS at FROM snapshots s WHERE ");
+        let mut query = QueryBuilder::new("SELECT MIN(s.expires_at) AS at FROM snapshots s WHERE ");
         query.push(EXPIRES);
         optional_time(&query.build().fetch_one(&self.pool).await?, "at")
     }
@@ -430,7 +441,7 @@ const EXPIRES: &str = "s.expires_at IS NOT NULL AND s.keep = 0 AND s.name IS NUL
      AND s.status IN ('ready', 'failed')
      AND NOT EXISTS (SELECT 1 FROM computers c WHERE c.snapshot_id = s.id)";
 
-fn push_filter(query: &mut QueryBuilder<Sqlite>, tenant: Option<TenantId>, filter: &SnapshotFilter) {
+fn push_filter(query: &mut QueryBuilder, tenant: Option<TenantId>, filter: &SnapshotFilter) {
     query.push(" WHERE s.purpose = 'snapshot' AND s.status <> 'deleted'");
     let equal = [
         (" AND s.tenant_id = ", tenant.map(|id| id.to_string())),
@@ -449,15 +460,15 @@ fn push_filter(query: &mut QueryBuilder<Sqlite>, tenant: Option<TenantId>, filte
     if let Some(text) = &filter.search {
         let pattern = format!("%{}%", escape_like(text));
         let columns =
-            [" AND (s.comment LIKE ", " OR s.name LIKE ", " OR s.computer_name LIKE ", " OR s.id LIKE "];
+            [" AND (LOWER(s.comment)", " OR LOWER(s.name)", " OR LOWER(s.computer_name)", " OR LOWER(s.id)"];
         for column in columns {
-            query.push(column).push_bind(pattern.clone()).push(" ESCAPE '\\'");
+            query.push(column).push(" LIKE LOWER(").push_bind(pattern.clone()).push(") ESCAPE '\\'");
         }
         query.push(")");
     }
 }
 
-fn push_page(query: &mut QueryBuilder<Sqlite>, filter: &SnapshotFilter) {
+fn push_page(query: &mut QueryBuilder, filter: &SnapshotFilter) {
     if let Some((limit, offset)) = filter.page {
         query.push(" LIMIT ").push_bind(i64::from(limit));
         query.push(" OFFSET ").push_bind(i64::from(offset));
@@ -465,7 +476,7 @@ fn push_page(query: &mut QueryBuilder<Sqlite>, filter: &SnapshotFilter) {
 }
 
 async fn insert_snapshot(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     computer: &ComputerRecord,
     new: &NewSnapshot,
 ) -> Result<SnapshotRecord, StoreError> {
@@ -477,6 +488,7 @@ async fn insert_snapshot(
         selected_apps: computer.selected_apps.clone(),
         metadata: computer.metadata.clone(),
         visibility: computer.visibility,
+        auto_stop: computer.auto_stop,
     };
     sqlx::query(
         "INSERT INTO snapshots (id, tenant_id, computer_id, computer_name, workspace_id, project_id,
@@ -510,17 +522,17 @@ async fn insert_snapshot(
 }
 
 async fn load_snapshot(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     id: SnapshotId,
 ) -> Result<Option<SnapshotRecord>, StoreError> {
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    let mut query = QueryBuilder::new(SELECT);
     query.push(" WHERE s.id = ").push_bind(id.to_string());
     let row = query.build().fetch_optional(&mut **tx).await?;
     row.as_ref().map(SnapshotRecord::from_row).transpose()
 }
 
 async fn set_name(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     id: SnapshotId,
     name: Option<&str>,
 ) -> Result<(), StoreError> {
@@ -534,7 +546,7 @@ async fn set_name(
 }
 
 async fn dependents(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     record: &SnapshotRecord,
 ) -> Result<Vec<Dependent>, StoreError> {
     let mut found = Vec::new();

@@ -1,11 +1,12 @@
 //! Durable workflows: which are at work, how far they are, how they ended.
 
-use roost_api::{ComputerId, Timestamp, WorkflowId};
-use sqlx::{Sqlite, Transaction};
+use roost_api::{ApiError, ComputerId, Timestamp, WorkflowId};
+use sqlx::Transaction;
 
 use crate::computers::{json, load, signed};
+use crate::events::record_status;
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowPayload, WorkflowRecord};
-use crate::{Store, StoreError};
+use crate::{Db, Store, StoreError};
 
 /// How [`Store::begin_workflow`] went.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl Store {
         let (generation, observed, memory_lost) = if kind.launches() {
             (record.generation + 1, Observed::Absent, None)
         } else {
-            (record.generation, record.observed, record.memory_lost)
+            (record.generation, record.observed, record.memory_lost.clone())
         };
         if let Some(desired) = desired {
             sqlx::query(
@@ -70,6 +71,8 @@ impl Store {
             .await?;
         }
         let workflow = insert_workflow(&mut tx, computer, kind, generation, payload).await?;
+        let after = load(&mut tx, computer).await?;
+        record_status(&mut tx, self.clock.now(), Some(&record), after.as_ref()).await?;
         tx.commit().await?;
         Ok(Begin::Begun(workflow))
     }
@@ -91,40 +94,53 @@ impl Store {
         row.as_ref().map(WorkflowRecord::from_row).transpose()
     }
 
-    /// Records that the first `step` steps are done (or, while undoing, not yet undone).
-    pub async fn advance_workflow(&self, id: WorkflowId, step: usize) -> Result<(), StoreError> {
+    /// Records that the first `step` steps are done (or, while undoing, not yet undone). False: it is another
+    /// server's now.
+    pub async fn advance_workflow(&self, id: WorkflowId, step: usize) -> Result<bool, StoreError> {
         let step = i64::try_from(step).map_err(|_| StoreError::Corrupt { what: format!("step {step}") })?;
-        sqlx::query("UPDATE workflows SET step = $1 WHERE id = $2")
+        let advanced = sqlx::query("UPDATE workflows SET step = $1 WHERE id = $2 AND owner = $3")
             .bind(step)
             .bind(id.to_string())
+            .bind(self.server.to_string())
             .execute(&self.pool)
             .await?;
-        Ok(())
+        Ok(advanced.rows_affected() > 0)
     }
 
-    /// From here on the workflow is undone, also after a crash.
-    pub async fn fail_workflow(&self, id: WorkflowId, error: &str) -> Result<(), StoreError> {
-        sqlx::query("UPDATE workflows SET error = $1 WHERE id = $2")
-            .bind(error)
-            .bind(id.to_string())
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+    /// From here on the workflow is undone, also after a crash. False: it is another server's now.
+    pub async fn fail_workflow(&self, id: WorkflowId, error: &ApiError) -> Result<bool, StoreError> {
+        let failed =
+            sqlx::query("UPDATE workflows SET error = $1, error_code = $2 WHERE id = $3 AND owner = $4")
+                .bind(&error.message)
+                .bind(error.code.as_str())
+                .bind(id.to_string())
+                .bind(self.server.to_string())
+                .execute(&self.pool)
+                .await?;
+        Ok(failed.rows_affected() > 0)
     }
 
-    /// Ends a workflow and writes its result to the computer in the same transaction.
+    /// Ends a workflow and writes its result to the computer in the same transaction. False: it is another
+    /// server's now, and nothing was written.
     pub async fn finish_workflow(
         &self,
         workflow: &WorkflowRecord,
         finish: &Finish,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let mut tx = self.write().await?;
+        let before = load(&mut tx, workflow.computer).await?;
         let now = Timestamp::now().as_micros();
-        sqlx::query("UPDATE workflows SET finished_at = $1 WHERE id = $2")
-            .bind(now)
-            .bind(workflow.id.to_string())
-            .execute(&mut *tx)
-            .await?;
+        let finished = sqlx::query(
+            "UPDATE workflows SET finished_at = $1 WHERE id = $2 AND owner = $3 AND finished_at IS NULL",
+        )
+        .bind(now)
+        .bind(workflow.id.to_string())
+        .bind(self.server.to_string())
+        .execute(&mut *tx)
+        .await?;
+        if finished.rows_affected() == 0 {
+            return Ok(false);
+        }
         let computer = workflow.computer.to_string();
         match (finish, workflow.kind) {
             (Finish::Done, WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart) => {
@@ -171,20 +187,33 @@ impl Store {
                 .await?;
             }
         }
+        let after = load(&mut tx, workflow.computer).await?;
+        record_status(&mut tx, self.clock.now(), before.as_ref(), after.as_ref()).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(true)
     }
 }
 
 pub(crate) async fn insert_workflow(
-    tx: &mut Transaction<'static, Sqlite>,
+    tx: &mut Transaction<'static, Db>,
     computer: ComputerId,
     kind: WorkflowKind,
     generation: u64,
     payload: Option<WorkflowPayload>,
 ) -> Result<WorkflowRecord, StoreError> {
     let id = WorkflowId::new();
-    let workflow = WorkflowRecord { id, computer, kind, generation, step: 0, error: None, payload };
+    let workflow = WorkflowRecord {
+        id,
+        computer,
+        kind,
+        generation,
+        step: 0,
+        error: None,
+        error_code: None,
+        payload,
+        is_cancelled: false,
+        is_finished: false,
+    };
     sqlx::query(
         "INSERT INTO workflows (id, computer_id, kind, generation, step, created_at, payload)
          VALUES ($1, $2, $3, $4, 0, $5, $6)",

@@ -10,7 +10,7 @@ interface Content {
   spinner?: true;
   /** A command to run in a terminal. */
   command?: string;
-  /** The field for a fresh link. */
+  /** The fields for the viewer password and for a fresh link. */
   form?: true;
   /** Label of the button. */
   action?: string;
@@ -19,6 +19,8 @@ interface Content {
 export interface CardEvents {
   /** The person pasted something; the answer is a complaint, or null when it was good. */
   pasted(text: string): string | null;
+  /** The person entered the viewer password; the answer is a complaint, or null when it was right. */
+  unlock(password: string): Promise<string | null>;
   retry(): void;
 }
 
@@ -28,6 +30,9 @@ export class Card {
   readonly #text = element('card-text', HTMLElement);
   readonly #spinner = element('card-spinner', HTMLElement);
   readonly #command = element('card-command', HTMLElement);
+  readonly #unlock = element('card-unlock', HTMLFormElement);
+  readonly #password = element('card-password', HTMLInputElement);
+  readonly #unlockProblem = element('card-unlock-problem', HTMLElement);
   readonly #form = element('card-form', HTMLFormElement);
   readonly #link = element('card-link', HTMLInputElement);
   readonly #problem = element('card-problem', HTMLElement);
@@ -44,11 +49,32 @@ export class Card {
         this.#link.value = '';
       }
     });
+    this.#unlock.addEventListener('submit', (event) => {
+      event.preventDefault();
+      void this.#tryPassword(events);
+    });
     this.#action.addEventListener('click', () => events.retry());
     const copy = this.#command.querySelector('button');
     copy?.addEventListener('click', () => {
       void copyWithFeedback(this.#command.querySelector('code')?.textContent ?? '', copy);
     });
+  }
+
+  async #tryPassword(events: CardEvents): Promise<void> {
+    const button = this.#unlock.querySelector('button');
+    if (button === null || button.disabled) {
+      return;
+    }
+    button.disabled = true;
+    const problem = await events.unlock(this.#password.value).finally(() => {
+      button.disabled = false;
+    });
+    this.#unlockProblem.textContent = problem ?? '';
+    if (problem === null) {
+      this.#password.value = '';
+    } else {
+      this.#password.select();
+    }
   }
 
   /** `name` is for the reader, `handle` is what commands call the computer. */
@@ -68,12 +94,14 @@ export class Card {
     if (code !== null) {
       code.textContent = content.command ?? '';
     }
+    this.#unlock.hidden = content.form === undefined;
+    this.#unlockProblem.textContent = '';
     this.#form.hidden = content.form === undefined;
     this.#problem.textContent = '';
     this.#action.hidden = content.action === undefined;
     this.#action.textContent = content.action ?? '';
     if (content.form !== undefined) {
-      this.#link.focus();
+      this.#password.focus();
     }
     if (view.kind === 'lost' && view.retryAt !== null) {
       this.#countDown(content.text, view.retryAt);
@@ -107,11 +135,11 @@ function contentFor(view: View, name: string, handle: string): Content | null {
       return { title: 'This computer does not exist', text: 'It was deleted, or the address has a mistake in it.' };
     case 'needs-link':
       return {
-        title: view.why === 'missing' ? 'This page needs a link' : 'This link does not work any more',
+        title: view.why === 'missing' ? 'This desktop is protected' : 'This link does not work any more',
         text:
           view.why === 'missing'
-            ? 'A desktop opens only with a link made for it. Get a fresh link with:'
-            : 'Links expire, and each is good for one computer. Get a fresh link with:',
+            ? 'It opens with its viewer password, or with a link made for it.'
+            : 'Links expire, and each is good for one computer.',
         command: `roost open ${handle}`,
         form: true,
       };

@@ -191,6 +191,7 @@ export class Connection {
 
     const rfb = new RFB(this.#screen, socket);
     rfb.scaleViewport = true;
+    rfb.viewOnly = session.viewOnly;
     rfb.background = 'transparent';
     this.#rfb = rfb;
 

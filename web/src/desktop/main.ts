@@ -6,6 +6,7 @@ import { Card } from './card';
 import { ClipboardPanel } from './clipboard';
 import { Connection, type View } from './connection';
 import { computerIn, directoryOf, readPasted, tokenIn, withoutToken } from './link';
+import { openWithPassword } from './password';
 import { Toolbar } from './toolbar';
 
 /** A read-only view of the page for tests and automation. `roost:state` fires on window at each change. */
@@ -37,14 +38,15 @@ const toolbar = new Toolbar({
   focusDesktop: () => connection.focus(),
 });
 const clipboard = new ClipboardPanel((text) => connection.pasteIntoGuest(text));
-const card = new Card({ pasted, retry: () => connection.retryNow() });
+const card = new Card({ pasted, unlock, retry: () => connection.retryNow() });
 const connection = new Connection(page, element('screen', HTMLElement), {
   view: showView,
   session(session) {
     name = session.name;
     handle = session.slug;
     document.title = session.name;
-    toolbar.setName(session.name);
+    toolbar.setName(session.viewOnly ? `${session.name} (watching)` : session.name);
+    document.body.toggleAttribute('data-view-only', session.viewOnly);
   },
   clipboard: (text) => clipboard.receive(text),
   ending(canvas) {
@@ -111,6 +113,16 @@ function pasted(text: string): string | null {
     default:
       return link satisfies never;
   }
+}
+
+async function unlock(password: string): Promise<string | null> {
+  const outcome = await openWithPassword(page, password);
+  if (outcome.kind === 'refused') {
+    return outcome.why;
+  }
+  remember(tokenKey, outcome.token);
+  connection.useToken(outcome.token);
+  return null;
 }
 
 function showView(view: View): void {

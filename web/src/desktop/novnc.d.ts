@@ -13,6 +13,8 @@ declare module '@novnc/novnc' {
     constructor(target: HTMLElement, channel: WebSocket);
     background: string;
     scaleViewport: boolean;
+    /** Sends no input. */
+    viewOnly: boolean;
     addEventListener<K extends keyof RfbEvents>(type: K, listener: (event: RfbEvents[K]) => void): void;
     disconnect(): void;
     focus(options?: FocusOptions): void;

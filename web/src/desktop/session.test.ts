@@ -13,6 +13,7 @@ describe('readSession', () => {
         name: 'Blue',
         slug: 'blue',
         status: 'running',
+        viewOnly: false,
         socketUrl: 'wss://blue.computer.example.org/ws/vnc/1?auth=a%2Bb',
       },
     });

@@ -8,6 +8,8 @@ export interface Session {
   slug: string;
   /** A wire status of the Computers API; only `running` has a desktop. */
   status: string;
+  /** The server drops every input, so the page offers none. */
+  viewOnly: boolean;
   /** Address of the RFB WebSocket, token included. Always on the page's own host. */
   socketUrl: string;
 }
@@ -62,5 +64,5 @@ export function readSession(body: Record<string, unknown> | null, page: URL, tok
   }
   socket.protocol = page.protocol === 'https:' ? 'wss:' : 'ws:';
   socket.searchParams.set('auth', token);
-  return { kind: 'ok', session: { name, slug, status, socketUrl: socket.href } };
+  return { kind: 'ok', session: { name, slug, status, viewOnly: body?.['view_only'] === true, socketUrl: socket.href } };
 }

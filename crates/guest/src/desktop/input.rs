@@ -44,8 +44,9 @@ const SCROLL_LIMIT: u32 = 1000;
 /// For a program that says when it has read its events, and for one that does not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 const NO_ANSWER_PAUSE: Duration = Duration::from_millis(100);
-/// For a window manager that holds the pointer, and how often it is looked at.
-const HELD_LIMIT: Duration = Duration::from_secs(2);
+/// For a window manager that holds the pointer, and how often it is looked at. Under emulation on a busy host one has
+/// taken seconds, and keys that are not kept back overtake the click.
+const HELD_LIMIT: Duration = Duration::from_secs(10);
 const HELD_PAUSE: Duration = Duration::from_millis(2);
 
 const WHEEL_UP: u8 = 4;
@@ -521,7 +522,6 @@ fn next_event(display: &Display, deadline: Instant) -> Result<Option<Event>, Dis
     }
 }
 
-/// The server has done everything asked so far; events nobody asked for are thrown away.
 /// The state bit of a button; the sideways wheel has none.
 fn button_mask(button: u8) -> KeyButMask {
     match button {
@@ -551,6 +551,7 @@ fn await_pointer(display: &Display, up: KeyButMask) -> Result<(), DisplayError> 
     }
 }
 
+/// The server has done everything asked so far; events nobody asked for are thrown away.
 fn synchronize(display: &Display) -> Result<(), DisplayError> {
     display.connection.get_input_focus()?.reply()?;
     while let Some(event) = display.connection.poll_for_event()? {

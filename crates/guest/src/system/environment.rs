@@ -16,7 +16,10 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::fs::Mode;
@@ -36,6 +39,8 @@ const DIRECTORY: &str = "/etc/roost";
 #[derive(Debug, Clone)]
 pub(crate) struct Environment {
     current: Arc<watch::Sender<Arc<Variables>>>,
+    /// Of the set. Changes of it and of the set are made one at a time, by the holder of the identity's lock.
+    version: Arc<AtomicU64>,
     user: String,
 }
 
@@ -91,22 +96,33 @@ impl Environment {
         };
         let (current, changes) = watch::channel(Arc::new(variables));
         tokio::spawn(follow(changes, user.clone(), display, readiness));
-        Self { current: Arc::new(current), user }
+        Self { current: Arc::new(current), version: Arc::default(), user }
+    }
+
+    /// From here on whatever set comes next is taken: the computer may be another one, with versions of its own.
+    pub(super) fn start_anew(&self) {
+        self.version.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn variables(&self) -> Arc<Variables> {
         self.current.borrow().clone()
     }
 
-    /// Returns when new commands get the new set; the desktop follows.
-    pub(super) async fn replace(&self, variables: Variables) -> Result<(), Status> {
+    /// Returns when new commands get the new set; the desktop follows. A set that is older than the one there is
+    /// came late, and is left.
+    pub(super) async fn replace(&self, version: u64, variables: Variables) -> Result<(), Status> {
+        if version < self.version.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         if *self.variables() == variables {
+            self.version.store(version, Ordering::Relaxed);
             return Ok(());
         }
         let variables = Arc::new(variables);
         let (written, user) = (variables.clone(), self.user.clone());
         blocking(move || save(Path::new(DIRECTORY), &written, &user)).await?;
         self.current.send_replace(variables);
+        self.version.store(version, Ordering::Relaxed);
         Ok(())
     }
 }

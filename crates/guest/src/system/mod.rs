@@ -8,9 +8,9 @@ mod usage;
 use std::sync::Arc;
 
 use roost_guest_proto::v1::{
-    FreezeReply, FreezeRequest, HealthReply, HealthRequest, PowerOffReply, PowerOffRequest, SetIdentityReply,
-    SetIdentityRequest, ThawReply, ThawRequest, UsageReply, UsageRequest, WaitDesktopReply,
-    WaitDesktopRequest, system_server::System,
+    FreezeReply, FreezeRequest, HealthReply, HealthRequest, PowerOffReply, PowerOffRequest,
+    SetEnvironmentReply, SetEnvironmentRequest, SetIdentityReply, SetIdentityRequest, ThawReply, ThawRequest,
+    UsageReply, UsageRequest, WaitDesktopReply, WaitDesktopRequest, system_server::System,
 };
 use tonic::{Request, Response, Status};
 
@@ -77,10 +77,9 @@ impl System for SystemService {
         &self,
         request: Request<SetIdentityRequest>,
     ) -> Result<Response<SetIdentityReply>, Status> {
-        let SetIdentityRequest { hostname, machine_id, wall_clock_ns, entropy, env } = request.into_inner();
+        let SetIdentityRequest { hostname, machine_id, wall_clock_ns, entropy } = request.into_inner();
         // Everything is checked before anything is changed.
         let identity = Identity::check(hostname, machine_id, wall_clock_ns, entropy)?;
-        let variables = environment::check(env)?;
         let changing = self.changing.clone().lock_owned().await;
         let (freezer, environment) = (self.freezer.clone(), self.environment.clone());
         // A change that went on without its lock would meet the next one, and could win.
@@ -92,10 +91,27 @@ impl System for SystemService {
                 // Not waited for: nobody who is let in now needs it.
                 tokio::spawn(identity::restart_sshd());
             }
-            environment.replace(variables).await
+            environment.start_anew();
+            Ok(())
         })
         .await?;
         Ok(Response::new(SetIdentityReply {}))
+    }
+
+    async fn set_environment(
+        &self,
+        request: Request<SetEnvironmentRequest>,
+    ) -> Result<Response<SetEnvironmentReply>, Status> {
+        let SetEnvironmentRequest { version, env } = request.into_inner();
+        let variables = environment::check(env)?;
+        let changing = self.changing.clone().lock_owned().await;
+        let environment = self.environment.clone();
+        to_its_end(async move {
+            let _changing = changing;
+            environment.replace(version, variables).await
+        })
+        .await?;
+        Ok(Response::new(SetEnvironmentReply {}))
     }
 
     async fn freeze(&self, _: Request<FreezeRequest>) -> Result<Response<FreezeReply>, Status> {

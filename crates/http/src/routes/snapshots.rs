@@ -1,14 +1,11 @@
 //! Snapshots: of a computer, of the account, and named ones; and the computers made from them.
 
-use std::convert::Infallible;
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::sse::{Event, KeepAlive, Sse};
-use axum::response::{AppendHeaders, IntoResponse};
-use futures_util::{StreamExt, stream};
+use axum::response::IntoResponse;
+use axum::response::sse::Event;
+use futures_util::StreamExt;
 use roost_api::{
     AccountSnapshot, Computer, CreateSnapshot, Data, DeleteSnapshots, DeletedSnapshots, ErrorBody,
     ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, NameSnapshot, NamedSnapshot,
@@ -22,9 +19,8 @@ use utoipa_axum::routes;
 use crate::App;
 use crate::envelope::Refusal;
 use crate::extract::{Auth, Kept, KeptOf, Named, Query, RawBody, Target, Watched};
+use crate::sse;
 
-/// Often enough for proxies that close quiet connections.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 /// As many names as anybody likes; a number that every client can read.
 const NAMES: u64 = 1_000_000;
 
@@ -99,13 +95,10 @@ async fn delete_of_computer(
         (status = "default", body = ErrorBody)
     ))]
 async fn events(State(app): State<App>, Watched(snapshot): Watched) -> impl IntoResponse {
-    let greeting = stream::iter([Ok::<_, Infallible>(Event::default().comment("connected"))]);
-    let events = app.control.snapshot_events(snapshot.id).map(|event| {
+    sse::respond(app.control.snapshot_events(snapshot.id).map(|event| {
         let frame = Event::default().event(&event.kind).json_data(&event);
-        Ok(frame.unwrap_or_else(|error| Event::default().comment(error.to_string())))
-    });
-    let keep_alive = KeepAlive::new().interval(HEARTBEAT).text("heartbeat");
-    (AppendHeaders([("x-accel-buffering", "no")]), Sse::new(greeting.chain(events)).keep_alive(keep_alive))
+        frame.unwrap_or_else(|error| Event::default().comment(error.to_string()))
+    }))
 }
 
 /// Make a new computer that continues from a snapshot of this one

@@ -15,14 +15,14 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 }
 
 /// A ticket that opens one event stream within a minute
-#[utoipa::path(post, path = "/sse/ticket", tag = "server",
+#[utoipa::path(post, path = "/sse/ticket", tag = "events",
     responses((status = 200, body = SseTicket), (status = "default", body = ErrorBody)))]
 async fn ticket(State(app): State<App>, Auth(caller): Auth) -> Result<Json<SseTicket>, Refusal> {
-    Ok(Json(app.control.sse_ticket(&caller)?))
+    Ok(Json(app.control.sse_ticket(&caller).await?))
 }
 
 /// The same under another name
-#[utoipa::path(post, path = "/auth/sse-ticket", tag = "server",
+#[utoipa::path(post, path = "/auth/sse-ticket", tag = "events",
     responses((status = 200, body = SseTicket), (status = "default", body = ErrorBody)))]
 async fn auth_ticket(app: State<App>, auth: Auth) -> Result<Json<SseTicket>, Refusal> {
     ticket(app, auth).await

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use axum::body::Bytes;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{Message, WebSocket, close_code};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
@@ -19,10 +19,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::utf8::Utf8;
-use super::{PING_EVERY, upgrade};
+use super::{PING_EVERY, close, upgrade};
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::{bearer, path_id};
+use crate::extract::{bearer, identify, path_id};
 
 const FRAMED: &str = "miosa-exec-v1";
 
@@ -52,8 +52,8 @@ pub(crate) async fn stream(State(app): State<App>, request: Request) -> Result<R
     let (mut parts, _) = request.into_parts();
     let offered = offered(&parts.headers);
     let subprotocol_credential = offered.iter().find_map(|name| name.strip_prefix("bearer."));
-    let credential = bearer(&parts.headers).or(subprotocol_credential);
-    let caller = app.control.authenticate(credential).await?;
+    let credential = bearer(&parts.headers).or(subprotocol_credential).map(str::to_owned);
+    let caller = identify(&mut parts, &app, credential.as_deref()).await?;
     let id = path_id(&mut parts, &app).await?;
     let record = app.control.get(&caller, id).await?;
     app.control.require_running(&record)?;
@@ -278,13 +278,6 @@ fn signal_number(name: &str) -> Option<i32> {
         "WINCH" => Some(28),
         _ => None,
     }
-}
-
-async fn close(socket: &mut WebSocket, code: u16, reason: &str) {
-    // Close reasons are at most 123 bytes.
-    let reason: String = reason.chars().filter(char::is_ascii).take(120).collect();
-    // A peer that is gone needs no goodbye.
-    drop(socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await);
 }
 
 #[cfg(test)]

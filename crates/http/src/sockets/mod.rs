@@ -1,13 +1,15 @@
 //! WebSockets. Credentials are checked before the upgrade; a refusal is an ordinary HTTP answer.
 
 pub(crate) mod exec;
+mod rfb;
+pub(crate) mod tunnel;
 mod utf8;
 pub(crate) mod vnc;
 
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
-use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::request::Parts;
 use roost_api::{ApiError, ErrorCode};
 
@@ -23,4 +25,16 @@ async fn upgrade(parts: &mut Parts, app: &App) -> Result<WebSocketUpgrade, Refus
         let message = format!("this route speaks WebSocket: {}", error.body_text());
         ApiError::new(ErrorCode::UpgradeRequired, message).into()
     })
+}
+
+/// A close frame; what does not fit into one is left out of its reason.
+fn farewell(code: u16, reason: &str) -> Message {
+    // Close reasons are at most 123 bytes.
+    let reason: String = reason.chars().filter(char::is_ascii).take(120).collect();
+    Message::Close(Some(CloseFrame { code, reason: reason.into() }))
+}
+
+async fn close(socket: &mut WebSocket, code: u16, reason: &str) {
+    // A peer that is gone needs no goodbye.
+    drop(socket.send(farewell(code, reason)).await);
 }

@@ -1,19 +1,21 @@
-//! The live desktop: RFB bytes, both ways, between a browser and the display of a computer.
+//! The live desktop: RFB bytes, both ways, between a browser and the display of a computer. What a viewer who may
+//! only watch sends goes through [`ViewOnly`] first.
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{Message, WebSocket, close_code};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::get;
 use roost_api::{ComputerId, Status};
-use roost_control::{Control, DisplayStream};
+use roost_control::{Control, StreamRights, Tunnel};
 use roost_guest_proto::v1::TunnelInput;
 use roost_guest_proto::v1::tunnel_input::Input;
 use roost_guest_proto::v1::tunnel_output::Output;
 use serde::Deserialize;
 
-use super::{PING_EVERY, upgrade};
+use super::rfb::ViewOnly;
+use super::{PING_EVERY, close, upgrade};
 use crate::App;
 use crate::envelope::Refusal;
 use crate::extract::{bearer, path_id};
@@ -32,21 +34,41 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let id = path_id(&mut parts, &app).await?;
     let query = axum::extract::Query::<Credential>::try_from_uri(&parts.uri);
     let token = query.map(|query| query.0).unwrap_or_default().auth;
-    let record = app.control.authorize_stream(id, token.as_deref(), bearer(&parts.headers)).await?;
+    let (record, rights) = app.control.authorize_stream(id, token.as_deref(), bearer(&parts.headers)).await?;
     app.control.require_running(&record)?;
     let upgrade = upgrade(&mut parts, &app).await?;
     let display = app.control.open_display(id).await?;
     let control = app.control.clone();
-    Ok(upgrade.protocols(["binary"]).on_upgrade(move |socket| bridge(control, id, socket, display)))
+    let viewer = match rights {
+        StreamRights::Control => None,
+        StreamRights::View => Some(ViewOnly::default()),
+    };
+    Ok(upgrade.protocols(["binary"]).on_upgrade(move |socket| bridge(control, id, socket, display, viewer)))
 }
 
-async fn bridge(control: Control, id: ComputerId, mut socket: WebSocket, mut display: DisplayStream) {
+async fn bridge(
+    control: Control,
+    id: ComputerId,
+    mut socket: WebSocket,
+    mut display: Tunnel,
+    mut viewer: Option<ViewOnly>,
+) {
     let mut ping = tokio::time::interval(PING_EVERY);
     ping.reset();
     loop {
         tokio::select! {
             message = socket.recv() => match message {
                 Some(Ok(Message::Binary(bytes))) => {
+                    let bytes = match &mut viewer {
+                        None => bytes,
+                        Some(viewer) => match viewer.push(&bytes) {
+                            Ok(passed) if passed.is_empty() => continue,
+                            Ok(passed) => passed.into(),
+                            Err(violation) => {
+                                return close(&mut socket, close_code::POLICY, &violation.to_string()).await;
+                            }
+                        },
+                    };
                     let input = TunnelInput { input: Some(Input::Data(bytes)) };
                     if display.input.send(input).await.is_err() {
                         break;
@@ -54,8 +76,8 @@ async fn bridge(control: Control, id: ComputerId, mut socket: WebSocket, mut dis
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Text(_))) => {
-                    close(&mut socket, close_code::UNSUPPORTED, "only binary frames: this is an RFB stream").await;
-                    return;
+                    let reason = "only binary frames: this is an RFB stream";
+                    return close(&mut socket, close_code::UNSUPPORTED, reason).await;
                 }
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
             },
@@ -82,10 +104,4 @@ async fn bridge(control: Control, id: ComputerId, mut socket: WebSocket, mut dis
     } else {
         close(&mut socket, close_code::AWAY, "the computer was stopped").await;
     }
-}
-
-async fn close(socket: &mut WebSocket, code: u16, reason: &'static str) {
-    let frame = CloseFrame { code, reason: reason.into() };
-    // A peer that is gone needs no goodbye.
-    drop(socket.send(Message::Close(Some(frame))).await);
 }

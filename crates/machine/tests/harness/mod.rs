@@ -1,6 +1,5 @@
 //! Starts machine processes and talks to them.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -82,7 +81,6 @@ impl Machine {
             disk: DiskSpec::New { base: template.directory.join("base.qcow2"), size_gib: 10, memory: None },
             boot: BootSpec { kernel: template.kernel(), initrd: template.initrd() },
             accelerator: Accelerator::Tcg,
-            env: BTreeMap::new(),
             network: NetworkSpec::default(),
         };
         Self { spec, directory: new_directory(), process: None }

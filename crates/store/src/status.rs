@@ -1,7 +1,9 @@
-//! The public status: a pure function of desired, intended and observed.
+//! The public status: a pure function of desired, intended and observed. It lives beside the row, so that a change of
+//! the row records what becomes of the status in the same transaction.
 
 use roost_api::Status;
-use roost_store::{ComputerRecord, Desired, Observed, WorkflowKind};
+
+use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind};
 
 /// The status of a computer's row.
 pub fn status(record: &ComputerRecord) -> Status {
@@ -39,9 +41,31 @@ pub fn of(desired: Desired, intended: Option<WorkflowKind>, observed: Observed) 
     }
 }
 
+/// The states of which [`of`] makes one of `wanted`, as SQL finds them with [`STATE`]: the function above stays the
+/// only place that knows.
+pub(crate) fn states(wanted: &[Status]) -> Vec<String> {
+    let mut found = Vec::new();
+    for desired in Desired::ALL {
+        for observed in Observed::ALL {
+            for intended in WorkflowKind::ALL.iter().copied().map(Some).chain([None]) {
+                if wanted.contains(&of(*desired, intended, *observed)) {
+                    let intended = intended.map_or("", WorkflowKind::as_str);
+                    found.push(format!("{} {intended} {}", desired.as_str(), observed.as_str()));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Of a computer `c` and the workflow `w` at work on it.
+pub(crate) const STATE: &str = "c.desired || ' ' || COALESCE(w.kind, '') || ' ' || c.observed";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ComputerFilter;
+    use crate::testing::{TestDatabase, computer};
 
     /// The whole table, so that a change of any cell is seen in review.
     #[test]
@@ -90,5 +114,56 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// SQL and the function find the same, for every combination and every filter of one status.
+    #[tokio::test]
+    async fn sql_finds_what_the_function_says() {
+        let database = TestDatabase::new().await;
+        let store = database.store().await;
+        let tenant = store.home().await.unwrap().tenant;
+        let mut combinations = 0;
+        for desired in Desired::ALL {
+            for observed in Observed::ALL {
+                for intended in WorkflowKind::ALL.iter().copied().map(Some).chain([None]) {
+                    let workflow = computer(&store).await;
+                    sqlx::query("UPDATE computers SET desired = $1, observed = $2 WHERE id = $3")
+                        .bind(desired.as_str())
+                        .bind(observed.as_str())
+                        .bind(workflow.computer.to_string())
+                        .execute(&store.pool)
+                        .await
+                        .unwrap();
+                    sqlx::query(
+                        "UPDATE workflows SET kind = COALESCE($1, kind), finished_at = $2 WHERE id = $3",
+                    )
+                    .bind(intended.map(WorkflowKind::as_str))
+                    .bind(intended.is_none().then_some(1_i64))
+                    .bind(workflow.id.to_string())
+                    .execute(&store.pool)
+                    .await
+                    .unwrap();
+                    combinations += 1;
+                }
+            }
+        }
+        let all = store.computers(tenant, &ComputerFilter::default()).await.unwrap();
+        assert_eq!(all.len(), combinations);
+        for wanted in Status::ALL {
+            let expected: Vec<_> =
+                all.iter().filter(|record| status(record) == wanted).map(|record| record.id).collect();
+            assert!(!expected.is_empty(), "{wanted}");
+            let mut filter = ComputerFilter { statuses: Some(vec![wanted]), ..ComputerFilter::default() };
+            let found = store.computers(tenant, &filter).await.unwrap();
+            assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), expected, "{wanted}");
+            assert_eq!(store.count_computers(tenant, &filter).await.unwrap(), expected.len() as u64);
+            // A page is a part of that, in its order.
+            filter.page = Some((3, 1));
+            let page = store.computers(tenant, &filter).await.unwrap();
+            let page: Vec<_> = page.iter().map(|record| record.id).collect();
+            assert_eq!(page, expected.into_iter().skip(1).take(3).collect::<Vec<_>>(), "{wanted}");
+        }
+        let none = ComputerFilter { statuses: Some(Vec::new()), ..ComputerFilter::default() };
+        assert!(store.computers(tenant, &none).await.unwrap().is_empty());
     }
 }

@@ -1,0 +1,19 @@
+//! The wire against simulated machines. One program, because linking each file by itself takes longer than running it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod autostop;
+mod connection;
+mod credits;
+mod env;
+mod events;
+mod guest;
+mod idempotency;
+mod limits;
+mod metrics;
+mod ports;
+mod preview;
+mod programs;
+mod snapshots;
+mod support;
+mod webhooks;
