@@ -145,6 +145,8 @@ impl Control {
                 Some(state) if !state.report.is_final() => self.observe(computer),
                 Some(mut state) => {
                     if state.report == Report::Vanished {
+                        // Nobody saw its end.
+                        store.end_lost_run(computer).await?;
                         // It left no word of which start it was. One that was begun since has another number.
                         state.generation = record.generation;
                     }

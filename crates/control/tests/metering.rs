@@ -104,6 +104,9 @@ struct World {
     launcher: Arc<Simulated>,
     clock: Arc<TestClock>,
     credits: CreditConfig,
+    sharing: Sharing,
+    /// Where servers leave word that they live.
+    _locks: tempfile::TempDir,
 }
 
 impl World {
@@ -111,7 +114,12 @@ impl World {
         let runtime = Runtime::new().unwrap();
         let database = runtime.block_on(TestDatabase::new());
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000 * SECOND)));
-        Self { runtime, database, launcher: Arc::default(), clock, credits }
+        let locks = tempfile::tempdir().unwrap();
+        let sharing = Sharing {
+            locks: Some(Utf8PathBuf::try_from(locks.path().join("servers")).unwrap()),
+            ..Sharing::default()
+        };
+        Self { runtime, database, launcher: Arc::default(), clock, credits, sharing, _locks: locks }
     }
 
     fn server(&self) -> Server {
@@ -135,7 +143,7 @@ impl World {
                 events: EventRetention::default(),
                 outbound: Arc::new(silent::Silent),
                 credits: self.credits,
-                sharing: Sharing::default(),
+                sharing: self.sharing.clone(),
             };
             let templates = Arc::new(OneTemplate);
             let control =
@@ -205,9 +213,11 @@ impl Server {
         rows.iter().map(|row| row.amount.0).sum()
     }
 
-    /// Ends everything at once, in the middle of whatever it was doing.
+    /// Ends everything at once, in the middle of whatever it was doing. What has ended does nothing any more: its
+    /// threads are waited for, or it would go on at a time of the clock at which it is dead.
     fn kill(self) {
-        self.runtime.shutdown_background();
+        let Self { runtime, .. } = self;
+        runtime.shutdown_timeout(Duration::from_secs(60));
     }
 }
 
@@ -350,6 +360,26 @@ fn what_ran_while_nobody_was_there_is_charged_when_it_is_found_alive() {
     server.runtime.block_on(server.control.wait_until(id, |r| status(r) == Status::Error)).unwrap();
     world.clock.pass(3600 * SECOND);
     assert_eq!(server.left(), MicroCredits::from_credits(967));
+    assert_eq!(server.ledger(server.caller.tenant), server.left().0);
+}
+
+#[test]
+fn what_nobody_saw_end_is_charged_up_to_where_it_is_proven() {
+    let mut world = World::new(CreditConfig::default());
+    // Where there can be several servers, the next one takes the first for alive, and goes on beside it.
+    world.sharing.locks = None;
+    let server = world.server();
+    server.grant(1000);
+    let id = server.create("small").unwrap();
+    world.clock.pass(3600 * SECOND);
+    server.meter();
+    server.kill();
+    world.clock.pass(2 * 3600 * SECOND);
+    world.launcher.report(id, Report::Vanished);
+    world.clock.pass(2 * 3600 * SECOND);
+    let server = world.server();
+    assert!(!server.is_running(id));
+    assert_eq!(server.left(), MicroCredits::from_credits(997));
     assert_eq!(server.ledger(server.caller.tenant), server.left().0);
 }
 
