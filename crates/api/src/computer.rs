@@ -163,6 +163,7 @@ pub struct CreateComputer {
     pub template_id: Option<String>,
     /// `xs`, `small` (default), `medium`, `large` or `xl`.
     pub size: Option<String>,
+    /// Apps of the catalogue (`GET /apps/catalog`) to install once it runs.
     pub selected_apps: Option<Vec<String>>,
     pub workspace_id: Option<Uuid>,
     pub project_id: Option<Uuid>,

@@ -1,5 +1,6 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod app;
 mod auto_stop;
 mod computer;
 mod connection;
@@ -17,6 +18,10 @@ mod snapshot;
 mod time;
 mod webhook;
 
+pub use app::{
+    App, AppList, Catalog, CatalogApp, Installation, InstallationStatus, Installations, LaunchRequest,
+    SelectApps,
+};
 pub use auto_stop::{AutoStop, ChangeAutoStop};
 pub use computer::{
     Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,

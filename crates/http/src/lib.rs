@@ -58,6 +58,7 @@ pub struct App {
         (name = "computers", description = "Create, clone, list, read, change, resize, start, stop, restart and delete computers"),
         (name = "snapshots", description = "Keep states of computers, and make computers from them"),
         (name = "exec", description = "Run commands"),
+        (name = "apps", description = "Desktop programs, and installing more"),
         (name = "desktop", description = "See and drive the desktop"),
         (name = "connection", description = "Addresses and credentials of the live desktop"),
         (name = "env", description = "Environment variables of a computer"),
@@ -88,6 +89,7 @@ fn api() -> OpenApiRouter<App> {
     let api = OpenApiRouter::new()
         .merge(routes::computers::router())
         .merge(routes::auto_stop::router())
+        .merge(routes::apps::router())
         .merge(routes::metrics::router())
         .merge(routes::credits::router())
         .merge(routes::snapshots::router())
