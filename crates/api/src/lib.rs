@@ -2,6 +2,7 @@
 
 mod app;
 mod auto_stop;
+mod catalog;
 mod computer;
 mod connection;
 mod credits;
@@ -12,6 +13,7 @@ mod event;
 mod exec;
 mod id;
 mod metrics;
+mod numbers;
 mod port;
 mod size;
 mod snapshot;
@@ -23,9 +25,13 @@ pub use app::{
     SelectApps,
 };
 pub use auto_stop::{AutoStop, ChangeAutoStop};
+pub use catalog::{
+    ComputeCatalog, ComputePricing, ComputeTemplate, NotARegion, Product, Region, RegionName, SizeOffer,
+    TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
+};
 pub use computer::{
     Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,
-    ListComputers, PageMeta, Readiness, Status, UpdateComputer, Visibility,
+    ListComputers, Order, PageMeta, Readiness, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,
