@@ -9,8 +9,12 @@ use rustix::io::FdFlags;
 use tokio::io::{Interest, unix::AsyncFd};
 
 pub(crate) fn watch(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    watch_for(descriptor, Interest::READABLE)
+}
+
+pub(crate) fn watch_for(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and stays the same until it is dropped, which only the `AsyncFd` can do.
-    let watched = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+    let watched = unsafe { AsyncFd::register_with_interest(descriptor, interest) };
     watched.map_err(io::Error::from)
 }
 

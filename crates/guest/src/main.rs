@@ -7,7 +7,9 @@
 //! |---|---|
 //! | `transport` | the port (or a unix socket) as a sequence of HTTP/2 connections |
 //! | `system` | identity, environment, readiness of the desktop, usage, frozen disks, power |
-//! | `process` | commands: start, stream, signal, end |
+//! | `process` | commands: start, stream, signal, end; on pipes or a terminal |
+//! | `terminal` | terminals that stay when nobody looks |
+//! | `files` | files: read, write, list, archive, search, watch; below the roots of each call |
 //! | `desktop` | pixels, pointer and keyboard of the X display |
 //! | `tunnel` | byte streams into the guest |
 //! | `apps` | desktop programs: which there are, installing and starting them |
@@ -21,9 +23,11 @@
 mod apps;
 mod descriptor;
 mod desktop;
+mod files;
 mod process;
 mod services;
 mod system;
+mod terminal;
 mod transport;
 mod tunnel;
 
@@ -34,9 +38,11 @@ use tracing::level_filters::LevelFilter;
 use crate::{
     apps::AppsService,
     desktop::{DesktopService, display::DisplayAddress, readiness},
-    process::ProcessService,
+    files::FilesService,
+    process::{Commands, ProcessService},
     services::Services,
     system::{SystemService, environment::Environment},
+    terminal::TerminalService,
     transport::ServeError,
     tunnel::TunnelService,
 };
@@ -148,9 +154,12 @@ async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
     let Arguments { transport, user, display, rfb } = arguments;
     let readiness = readiness::watch(display.clone());
     let environment = Environment::restore(user.clone(), display.clone(), readiness.clone());
+    let commands = Commands::new(environment.clone(), user.clone(), display.clone());
     let services = Services::new(
-        SystemService::new(environment.clone(), readiness.clone()),
-        ProcessService::new(environment, user.clone(), display.clone()),
+        SystemService::new(environment, readiness.clone()),
+        ProcessService::new(commands.clone()),
+        TerminalService::new(commands),
+        FilesService::new(user.clone()),
         DesktopService::new(display.clone(), readiness),
         TunnelService::new(rfb),
         AppsService::new(user, display),

@@ -4,14 +4,15 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 
 use hyper::body::Incoming;
 use roost_guest_proto::v1::{
-    apps_server::AppsServer, desktop_server::DesktopServer, process_server::ProcessServer,
-    system_server::SystemServer, tunnel_server::TunnelServer,
+    apps_server::AppsServer, desktop_server::DesktopServer, files_server::FilesServer,
+    process_server::ProcessServer, system_server::SystemServer, terminal_server::TerminalServer,
+    tunnel_server::TunnelServer,
 };
 use tonic::{body::Body, codegen::Service, server::NamedService};
 
 use crate::{
-    apps::AppsService, desktop::DesktopService, process::ProcessService, system::SystemService,
-    tunnel::TunnelService,
+    apps::AppsService, desktop::DesktopService, files::FilesService, process::ProcessService,
+    system::SystemService, terminal::TerminalService, tunnel::TunnelService,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
@@ -20,6 +21,8 @@ type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallibl
 pub(crate) struct Services {
     system: SystemServer<SystemService>,
     process: ProcessServer<ProcessService>,
+    terminal: TerminalServer<TerminalService>,
+    files: FilesServer<FilesService>,
     desktop: DesktopServer<DesktopService>,
     tunnel: TunnelServer<TunnelService>,
     apps: AppsServer<AppsService>,
@@ -29,6 +32,8 @@ impl Services {
     pub(crate) fn new(
         system: SystemService,
         process: ProcessService,
+        terminal: TerminalService,
+        files: FilesService,
         desktop: DesktopService,
         tunnel: TunnelService,
         apps: AppsService,
@@ -36,6 +41,8 @@ impl Services {
         Self {
             system: SystemServer::new(system),
             process: ProcessServer::new(process),
+            terminal: TerminalServer::new(terminal),
+            files: FilesServer::new(files),
             desktop: DesktopServer::new(desktop),
             tunnel: TunnelServer::new(tunnel),
             apps: AppsServer::new(apps),
@@ -53,6 +60,8 @@ impl hyper::service::Service<http::Request<Incoming>> for Services {
         match service {
             SystemServer::<SystemService>::NAME => answer(self.system.clone(), request),
             ProcessServer::<ProcessService>::NAME => answer(self.process.clone(), request),
+            TerminalServer::<TerminalService>::NAME => answer(self.terminal.clone(), request),
+            FilesServer::<FilesService>::NAME => answer(self.files.clone(), request),
             DesktopServer::<DesktopService>::NAME => answer(self.desktop.clone(), request),
             TunnelServer::<TunnelService>::NAME => answer(self.tunnel.clone(), request),
             AppsServer::<AppsService>::NAME => answer(self.apps.clone(), request),

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use roost_guest_proto::v1::{
-    CloseStdin, RunExit, RunInput, RunOutput, RunStart, process_client::ProcessClient, run_input::Input,
-    run_output::Output,
+    CloseStdin, RunExit, RunInput, RunOutput, RunStart, TerminalSize, process_client::ProcessClient,
+    run_input::Input, run_output::Output,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -347,4 +347,75 @@ async fn a_hundred_at_once() {
     let answers: Vec<String> = futures_util::stream::iter(all).buffered(100).collect().await;
     assert_eq!(answers, (0..100).map(|number| number.to_string()).collect::<Vec<_>>());
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+fn on_terminal(script: &str) -> RunStart {
+    RunStart { terminal: Some(TerminalSize { rows: 30, columns: 100 }), ..shell(script) }
+}
+
+#[tokio::test]
+async fn a_terminal_has_its_size_its_name_and_its_end() {
+    let agent = Agent::start(&[]);
+    let script = "tty | grep -q ^/dev/pts/ && stty size; echo err >&2; : >/dev/tty; echo $TERM; exit 3";
+    let done = run(&agent.connect().await, on_terminal(script)).await.unwrap();
+    assert_eq!(done.stdout(), "30 100\r\nerr\r\nxterm-256color");
+    assert_eq!((done.stderr.len(), done.exit.code), (0, 3));
+}
+
+#[tokio::test]
+async fn a_terminal_can_be_resized_and_typed_into() {
+    let agent = Agent::start(&[]);
+    let script = "trap 'stty size; exit' WINCH; stty -echo; echo ready; while :; do read -r line; echo \"got $line\"; done";
+    let (inputs, mut outputs) = open(&agent.connect().await, on_terminal(script)).await.unwrap();
+    let mut shown = String::new();
+    let mut until = async |what: &str| {
+        while !shown.contains(what) {
+            if let Some(Output::Stdout(data)) = outputs.message().await.unwrap().unwrap().output {
+                shown += std::str::from_utf8(&data).unwrap();
+            }
+        }
+    };
+    until("ready").await;
+    inputs.send(input(Input::Stdin("one\n".into()))).await.unwrap();
+    until("got one").await;
+    inputs.send(input(Input::Resize(TerminalSize { rows: 41, columns: 7 }))).await.unwrap();
+    inputs.send(input(Input::Stdin("two\n".into()))).await.unwrap();
+    until("41 7").await;
+}
+
+#[tokio::test]
+async fn control_c_and_the_end_of_input_mean_what_they_do_on_a_terminal() {
+    let agent = Agent::start(&[]);
+    let channel = agent.connect().await;
+    let (inputs, outputs) = open(&channel, on_terminal("exec cat")).await.unwrap();
+    inputs.send(input(Input::CloseStdin(CloseStdin {}))).await.unwrap();
+    assert_eq!(finish(outputs).await.unwrap().exit.code, 0);
+    let (inputs, outputs) =
+        open(&channel, on_terminal("trap 'exit 9' INT; echo on; sleep 4177")).await.unwrap();
+    within("the sleeper", || is_sleeping(4177)).await;
+    inputs.send(input(Input::Stdin("\u{3}".into()))).await.unwrap();
+    assert_eq!(finish(outputs).await.unwrap().exit.code, 9);
+}
+
+#[tokio::test]
+async fn a_child_that_keeps_the_terminal_does_not_keep_the_call() {
+    let agent = Agent::start(&[]);
+    let script = "trap '' HUP; (trap '' HUP; exec sleep 4178) & echo last";
+    let done = run(&agent.connect().await, on_terminal(script)).await.unwrap();
+    assert_eq!(done.stdout(), "last");
+    assert!(is_sleeping(4178));
+    std::process::Command::new("pkill").args(["-xf", "sleep 4178"]).status().unwrap();
+}
+
+#[tokio::test]
+async fn no_terminal_has_an_impossible_size() {
+    let agent = Agent::start(&[]);
+    let channel = agent.connect().await;
+    for (rows, columns) in [(0, 80), (24, 0), (1001, 80), (24, 1 << 20)] {
+        let start = RunStart { terminal: Some(TerminalSize { rows, columns }), ..shell("true") };
+        assert_eq!(run(&channel, start).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    let (inputs, outputs) = open(&channel, shell("sleep 60")).await.unwrap();
+    inputs.send(input(Input::Resize(TerminalSize { rows: 24, columns: 80 }))).await.unwrap();
+    assert_eq!(finish(outputs).await.unwrap_err().code(), Code::InvalidArgument, "pipes have no size");
 }

@@ -668,11 +668,18 @@ fn short_path(directory: &Utf8Path) -> Result<(OwnedFd, Utf8PathBuf), LaunchErro
     Ok((handle, short))
 }
 
+/// What a call that nobody reads may hold, and how many such there may be: others must not wait for them.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const MOST_CALLS: u32 = 1000;
+
 fn connect(directory: &Utf8Path) -> Result<Channel, LaunchError> {
     let directory = directory.to_owned();
     let endpoint = Endpoint::from_static("http://machine.invalid")
-        .initial_connection_window_size(4 * 1024 * 1024)
-        .initial_stream_window_size(1024 * 1024);
+        .initial_connection_window_size(MOST_CALLS * STREAM_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
+        // A machine process that stands still must not hold calls for ever.
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(40));
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
         let directory = directory.clone();
         async move {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use roost_guest_proto::v1::system_client::SystemClient;
 use roost_guest_proto::v1::{HealthReply, HealthRequest};
 use tokio::net::UnixStream;
@@ -22,9 +22,17 @@ use tonic::body::Body;
 use crate::task::Task;
 
 /// Bulk data (screens, files, tunnels) runs at the speed of the port when a window covers what is in flight.
-pub const STREAM_WINDOW: u32 = 1024 * 1024;
-pub const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+pub const STREAM_WINDOW: u32 = 512 * 1024;
+/// As many streams as there may be at once that nobody reads: they must not take the window of all others.
+pub const CONNECTION_WINDOW: u32 = CONCURRENT_CALLS * STREAM_WINDOW;
+/// As many as the agent serves.
+pub const CONCURRENT_CALLS: u32 = 1000;
 pub const FRAME_SIZE: u32 = 128 * 1024;
+
+/// While calls are under way the agent is asked whether it is still there. One that stands still for so long is as good
+/// as none: the calls fail, and a new conversation is begun.
+const STILL_THERE_EVERY: Duration = Duration::from_secs(20);
+const STILL_THERE_WITHIN: Duration = Duration::from_secs(40);
 
 /// A healthy agent answers in a millisecond; a fresh one on a busy emulated CPU has been seen to take
 /// seconds. After this the conversation counts as out of step and starts over, with more patience each time: a
@@ -166,6 +174,9 @@ async fn connect(path: &str, patience: Duration) -> Result<Connection, ConnectEr
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_SIZE)
+            .timer(TokioTimer::new())
+            .keep_alive_interval(STILL_THERE_EVERY)
+            .keep_alive_timeout(STILL_THERE_WITHIN)
             .handshake(TokioIo::new(socket))
             .await?;
         let driver = Task::spawn(async move {

@@ -32,7 +32,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::console::Console;
-use crate::link::{CONNECTION_WINDOW, FRAME_SIZE, Guest, STREAM_WINDOW, unavailable};
+use crate::link::{CONCURRENT_CALLS, CONNECTION_WINDOW, FRAME_SIZE, Guest, STREAM_WINDOW, unavailable};
 use crate::memory::Form;
 use crate::save::Purpose;
 use crate::vm::SaveRequest;
@@ -100,6 +100,7 @@ async fn serve_connection(socket: UnixStream, served: Served, end: CancellationT
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_SIZE)
+        .max_concurrent_streams(CONCURRENT_CALLS)
         .serve_connection(TokioIo::new(socket), service);
     let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {

@@ -2,7 +2,7 @@
 //!
 //! The child becomes the leader of a new session and process group, takes the user's groups and ids, and
 //! only then enters the directory, so that it gets nowhere the user could not. It inherits no descriptor
-//! but its three streams.
+//! but its three streams, which are pipes or one terminal.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +17,10 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, net::unix::pipe};
 
-use super::account::Account;
+use super::{
+    account::Account,
+    pty::{Pty, Size},
+};
 use crate::descriptor;
 
 /// Everything that decides how the command starts.
@@ -28,15 +31,30 @@ pub(crate) struct Launch {
     /// The whole environment.
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) account: Account,
-    pub(crate) stdin: bool,
+    pub(crate) streams: Streams,
+}
+
+/// What the command's three streams are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Streams {
+    Pipes {
+        /// Without it standard input is `/dev/null`.
+        stdin: bool,
+    },
+    Terminal(Size),
 }
 
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(crate) leader: Leader,
-    pub(crate) stdin: Option<pipe::Sender>,
-    pub(crate) stdout: pipe::Receiver,
-    pub(crate) stderr: pipe::Receiver,
+    pub(crate) ends: Ends,
+}
+
+/// Our ends of the command's streams.
+#[derive(Debug)]
+pub(crate) enum Ends {
+    Pipes { stdin: Option<pipe::Sender>, stdout: pipe::Receiver, stderr: pipe::Receiver },
+    Terminal(Pty),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +90,22 @@ impl Launch {
     pub(crate) fn start(self) -> Result<Launched, LaunchError> {
         let program = self.argv[0].clone();
         let mut command = Command::new(&program);
-        command
-            .args(&self.argv[1..])
-            .env_clear()
-            .envs(&self.env)
-            .stdin(if self.stdin { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(&self.argv[1..]).env_clear().envs(&self.env);
+        let terminal = match self.streams {
+            Streams::Pipes { stdin } => {
+                command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+                None
+            }
+            Streams::Terminal(size) => {
+                let mut terminal = || -> io::Result<Pty> {
+                    let (ours, theirs) = Pty::open(size, &self.account)?;
+                    command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(theirs);
+                    Ok(ours)
+                };
+                Some(terminal().map_err(LaunchError::System)?)
+            }
+        };
         let name = self.account.name.clone();
         let cwd = self.cwd.clone();
         let become_user = self.into_child_setup();
@@ -94,11 +121,13 @@ impl Launch {
                 _ => LaunchError::Program(program, error),
             }
         })?;
-        adopt(child).map_err(LaunchError::System)
+        // It holds the program's end of the terminal, whose last close is how we learn that nobody uses it.
+        drop(command);
+        adopt(child, terminal).map_err(LaunchError::System)
     }
 
     fn into_child_setup(self) -> impl FnMut() -> io::Result<()> + Send + Sync + 'static {
-        let Self { account, cwd, .. } = self;
+        let Self { account, cwd, streams, .. } = self;
         let switch = account.uid != rustix::process::geteuid() || account.uid.is_root();
         let cwd = std::ffi::CString::new(cwd);
         move || {
@@ -106,6 +135,10 @@ impl Launch {
                 move |error: rustix::io::Errno| io::Error::from_raw_os_error(step | error.raw_os_error())
             };
             rustix::process::setsid()?;
+            if let Streams::Terminal(_) = streams {
+                // So that Ctrl-C and the like reach the command, and `/dev/tty` is this terminal.
+                rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            }
             restore_kill_order();
             if switch {
                 rustix::thread::set_thread_groups(&account.groups).map_err(step(STEP_USER))?;
@@ -131,18 +164,21 @@ fn restore_kill_order() {
     }
 }
 
-fn adopt(mut child: Child) -> io::Result<Launched> {
+fn adopt(mut child: Child, terminal: Option<Pty>) -> io::Result<Launched> {
     let stdin = child.stdin.take().map(OwnedFd::from);
     let stdout = child.stdout.take().map(OwnedFd::from);
     let stderr = child.stderr.take().map(OwnedFd::from);
     let leader = Leader::new(child)?;
     let missing = || io::Error::other("a stream that was asked for is missing");
-    Ok(Launched {
-        leader,
-        stdin: stdin.map(pipe::Sender::from_owned_fd).transpose()?,
-        stdout: pipe::Receiver::from_owned_fd(stdout.ok_or_else(missing)?)?,
-        stderr: pipe::Receiver::from_owned_fd(stderr.ok_or_else(missing)?)?,
-    })
+    let ends = match terminal {
+        Some(terminal) => Ends::Terminal(terminal),
+        None => Ends::Pipes {
+            stdin: stdin.map(pipe::Sender::from_owned_fd).transpose()?,
+            stdout: pipe::Receiver::from_owned_fd(stdout.ok_or_else(missing)?)?,
+            stderr: pipe::Receiver::from_owned_fd(stderr.ok_or_else(missing)?)?,
+        },
+    };
+    Ok(Launched { leader, ends })
 }
 
 /// The started process. Until it is reaped its number cannot be given to another, so signals to its group

@@ -12,12 +12,16 @@
 //! Memory is bounded by pipe sizes and short queues: a host that does not read stops the pumps, full pipes
 //! stop the command. The other way round, a command that does not read its input holds the input's stream
 //! back, and with it any signal sent behind more than [`QUEUED_INPUTS`] pieces of input.
+//!
+//! On a terminal there is one stream for all output. What the leader has left in it at its end is sent too; how
+//! much that can be is bounded by the terminal.
 
 mod account;
 mod launch;
+mod prepare;
+mod pty;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     io,
     os::unix::process::ExitStatusExt,
     process::ExitStatus,
@@ -30,19 +34,32 @@ use roost_guest_proto::v1::{
     run_output::Output,
 };
 use rustix::process::Signal;
-use tokio::{io::AsyncWriteExt, net::unix::pipe, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::unix::pipe,
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming};
 
-pub(crate) use self::account::{Account, AccountError, find as find_account};
-use self::launch::{Launch, LaunchError, Launched, Leader};
-use crate::{desktop::display::DisplayAddress, system::environment::Environment};
+use self::launch::LaunchError;
+pub(crate) use self::{
+    account::{Account, AccountError, find as find_account},
+    launch::{Ends, Launch, Launched, Leader, Streams},
+    prepare::{Asked, Commands, session_environment},
+    pty::{Pty, Size},
+};
 
 const CHUNK: usize = 32 * 1024;
 const QUEUED_OUTPUTS: usize = 4;
 const QUEUED_INPUTS: usize = 16;
 const HANG_UP_GRACE: Duration = Duration::from_secs(5);
+/// More than a terminal holds of what its programs have written.
+const TERMINAL_HOLDS: usize = 256 * 1024;
+/// How long the last output of a leader may take through the terminal, where a child in the background keeps it
+/// open and so hides its end.
+const TERMINAL_LAG: Duration = Duration::from_millis(200);
 
 /// What a shell answers for a command that is not there, or cannot be run.
 const CODE_NOT_FOUND: i32 = 127;
@@ -54,85 +71,13 @@ type Sent = Result<RunOutput, Status>;
 
 #[derive(Debug)]
 pub(crate) struct ProcessService {
-    environment: Environment,
-    desktop_user: String,
-    display: DisplayAddress,
+    commands: Commands,
 }
 
 impl ProcessService {
-    pub(crate) fn new(environment: Environment, desktop_user: String, display: DisplayAddress) -> Self {
-        Self { environment, desktop_user, display }
+    pub(crate) fn new(commands: Commands) -> Self {
+        Self { commands }
     }
-
-    fn prepare(&self, start: RunStart) -> Result<Launch, Status> {
-        let RunStart { argv, cwd, env, user, timeout_ms: _, stdin } = start;
-        if argv.first().is_none_or(String::is_empty) {
-            return Err(Status::invalid_argument("argv must name a command"));
-        }
-        if argv.iter().chain([&cwd]).chain(env.values()).any(|text| text.contains('\0')) {
-            return Err(Status::invalid_argument("argv, cwd and env must not contain NUL bytes"));
-        }
-        if let Some(name) = env.keys().find(|name| name.is_empty() || name.contains(['=', '\0'])) {
-            return Err(Status::invalid_argument(format!("`{name}` is no name for an environment variable")));
-        }
-        let user = if user.is_empty() { &self.desktop_user } else { &user };
-        let account = account::find(user).map_err(|error| match error {
-            account::AccountError::Unknown(_) => Status::not_found(error.to_string()),
-            account::AccountError::Read { .. } => Status::internal(error.to_string()),
-        })?;
-        let cwd = match cwd {
-            cwd if cwd.is_empty() => account.home.clone(),
-            cwd if cwd.starts_with('/') => cwd,
-            cwd => format!("{}/{cwd}", account.home),
-        };
-        let env = self.environment_of(&account, env);
-        Ok(Launch { argv, cwd, env, account, stdin })
-    }
-
-    /// A login's environment, then the computer's, then the call's.
-    fn environment_of(&self, account: &Account, call: HashMap<String, String>) -> BTreeMap<String, String> {
-        let mut env = login_environment(account);
-        if account.name == self.desktop_user {
-            env.extend(session_environment(account, &self.display));
-        } else if account.uid.is_root() {
-            env.extend(display_environment(&self.display));
-        }
-        env.extend(self.environment.variables().iter().map(|(name, value)| (name.clone(), value.clone())));
-        env.extend(call);
-        env
-    }
-}
-
-fn login_environment(account: &Account) -> BTreeMap<String, String> {
-    let path = if account.uid.is_root() {
-        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()
-    } else {
-        format!("{}/.local/bin:/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games", account.home)
-    };
-    [
-        ("HOME", account.home.as_str()),
-        ("USER", &account.name),
-        ("LOGNAME", &account.name),
-        ("SHELL", &account.shell),
-        ("PATH", &path),
-        ("LANG", "C.UTF-8"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
-}
-
-fn display_environment(display: &DisplayAddress) -> BTreeMap<String, String> {
-    let authority = display.authority().display().to_string();
-    [("DISPLAY".to_owned(), display.name()), ("XAUTHORITY".to_owned(), authority)].into()
-}
-
-/// What makes a program part of the user's desktop session.
-pub(crate) fn session_environment(account: &Account, display: &DisplayAddress) -> BTreeMap<String, String> {
-    let runtime = format!("/run/user/{}", account.uid.as_raw());
-    let mut env = display_environment(display);
-    env.insert("DBUS_SESSION_BUS_ADDRESS".to_owned(), format!("unix:path={runtime}/bus"));
-    env.insert("XDG_RUNTIME_DIR".to_owned(), runtime);
-    env
 }
 
 #[tonic::async_trait]
@@ -145,29 +90,42 @@ impl Process for ProcessService {
             Some(RunInput { input: Some(Input::Start(start)) }) => start,
             _ => return Err(Status::invalid_argument("the first input of a run must be its start")),
         };
-        let limit = match start.timeout_ms {
+        let RunStart { argv, cwd, env, user, timeout_ms, stdin, terminal } = start;
+        let limit = match timeout_ms {
             0 => None,
             limit => Some(Duration::from_millis(limit)),
         };
-        let launch = self.prepare(start)?;
+        if argv.first().is_none_or(String::is_empty) {
+            return Err(Status::invalid_argument("argv must name a command"));
+        }
+        let streams = match terminal {
+            Some(size) => Streams::Terminal(size.try_into()?),
+            None => Streams::Pipes { stdin },
+        };
+        let launch = self.commands.prepare(Asked { argv, cwd, env, user }, streams)?;
         let (output, outputs) = mpsc::channel(QUEUED_OUTPUTS);
         let began = Instant::now();
         match launch.start() {
             Ok(launched) => {
                 tokio::spawn(supervise(launched, Limits { began, limit }, input, output));
             }
-            Err(LaunchError::Program(name, error)) => {
-                tokio::spawn(answer_like_a_shell(LaunchError::Program(name, error), began, output));
+            Err(error @ LaunchError::Program(..)) => {
+                tokio::spawn(answer_like_a_shell(error, began, output));
             }
-            Err(error @ LaunchError::Directory(..)) => return Err(Status::not_found(error.to_string())),
-            Err(error @ LaunchError::User(..)) => {
-                return Err(Status::permission_denied(error.to_string()));
-            }
-            Err(error @ LaunchError::System(_)) => {
-                return Err(Status::resource_exhausted(error.to_string()));
-            }
+            Err(error) => return Err(error.into()),
         }
         Ok(Response::new(ReceiverStream::new(outputs)))
+    }
+}
+
+impl From<LaunchError> for Status {
+    fn from(error: LaunchError) -> Self {
+        let message = error.to_string();
+        match error {
+            LaunchError::Program(..) | LaunchError::Directory(..) => Status::not_found(message),
+            LaunchError::User(..) => Status::permission_denied(message),
+            LaunchError::System(_) => Status::resource_exhausted(message),
+        }
     }
 }
 
@@ -207,25 +165,23 @@ async fn supervise(
     input: Streaming<RunInput>,
     output: mpsc::Sender<Sent>,
 ) {
-    let Launched { leader, stdin, stdout, stderr } = launched;
+    let Launched { leader, ends } = launched;
     let started = RunStarted { pid: leader.pid() };
     // A call that is already gone is noticed below.
     let _call_gone = send(&output, Output::Started(started)).await;
     let leader_ended = CancellationToken::new();
-    let pumps = [
-        AbortOnDropHandle::new(tokio::spawn(pump(
-            stdout,
-            Output::Stdout,
-            output.clone(),
-            leader_ended.clone(),
-        ))),
-        AbortOnDropHandle::new(tokio::spawn(pump(
-            stderr,
-            Output::Stderr,
-            output.clone(),
-            leader_ended.clone(),
-        ))),
-    ];
+    let (stdin, pumps) = match ends {
+        Ends::Pipes { stdin, stdout, stderr } => {
+            let carry = |pipe, wrap| tokio::spawn(pump(pipe, wrap, output.clone(), leader_ended.clone()));
+            let pumps = vec![carry(stdout, Output::Stdout), carry(stderr, Output::Stderr)];
+            (stdin.map(Stdin::Pipe), pumps)
+        }
+        Ends::Terminal(pty) => {
+            let pump = pump_terminal(pty.clone(), output.clone(), leader_ended.clone());
+            (Some(Stdin::Terminal(pty)), vec![tokio::spawn(pump)])
+        }
+    };
+    let pumps: Vec<_> = pumps.into_iter().map(AbortOnDropHandle::new).collect();
     let ending = match watch(&leader, limits, input, stdin, &output).await {
         Ok(ending) => ending,
         Err(error) => Ending::Abandoned(Status::internal(format!("watch the process: {error}"))),
@@ -260,7 +216,17 @@ async fn supervise(
     let _call_gone = output.send(last).await;
 }
 
-fn exit(status: ExitStatus, timed_out: bool, duration_ms: u64) -> RunExit {
+/// Where the call's input goes.
+#[derive(Debug)]
+enum Stdin {
+    Pipe(pipe::Sender),
+    Terminal(Pty),
+}
+
+/// What ends the input of a program that reads lines from a terminal.
+const END_OF_FILE: &[u8] = &[4];
+
+pub(crate) fn exit(status: ExitStatus, timed_out: bool, duration_ms: u64) -> RunExit {
     let signal = status.signal().unwrap_or(0);
     let code = match (timed_out, status.code()) {
         (true, _) => CODE_TIMED_OUT,
@@ -283,14 +249,16 @@ async fn watch(
     leader: &Leader,
     limits: Limits,
     mut input: Streaming<RunInput>,
-    stdin: Option<pipe::Sender>,
+    stdin: Option<Stdin>,
     output: &mpsc::Sender<Sent>,
 ) -> io::Result<Ending> {
     let wants_stdin = stdin.is_some();
-    let (mut keyboard, _writer) = match stdin.map(Keyboard::new) {
-        Some((keyboard, writer)) => (Some(keyboard), Some(writer)),
+    let (terminal, connected) = match stdin {
+        Some(Stdin::Pipe(pipe)) => (None, Some(Keyboard::new(pipe))),
+        Some(Stdin::Terminal(pty)) => (Some(pty.clone()), Some(Keyboard::new(pty))),
         None => (None, None),
     };
+    let (mut keyboard, _writer) = connected.unzip();
     let mut inputs_end = false;
     let mut timed_out = false;
     let limit = async {
@@ -320,7 +288,21 @@ async fn watch(
                     inputs_end = true;
                     keyboard = None;
                 }
-                Ok(Some(Input::CloseStdin(_))) => keyboard = None,
+                Ok(Some(Input::CloseStdin(_))) => {
+                    if let (Some(keyboard), Some(_)) = (keyboard.take(), &terminal) {
+                        keyboard.press(Bytes::from_static(END_OF_FILE));
+                    }
+                }
+                Ok(Some(Input::Resize(size))) => {
+                    let resized = match (&terminal, Size::try_from(size)) {
+                        (Some(terminal), Ok(size)) => terminal.resize(size).map_err(|error| Status::internal(error.to_string())),
+                        (None, _) => Err(Status::invalid_argument("only a terminal has a size")),
+                        (_, Err(refused)) => Err(refused),
+                    };
+                    if let Err(status) = resized {
+                        return Ok(Ending::Abandoned(status));
+                    }
+                }
                 Ok(Some(Input::Stdin(data))) if wants_stdin => {
                     if let Some(keyboard) = &keyboard {
                         keyboard.press(data);
@@ -364,14 +346,14 @@ async fn next_input(
 
 /// The command's standard input: closed when this is dropped and everything pressed has been written.
 #[derive(Debug)]
-struct Keyboard {
+pub(crate) struct Keyboard {
     keys: mpsc::Sender<Bytes>,
 }
 
 impl Keyboard {
     /// The writer goes on after the keyboard is dropped, but not after its own handle is: a child in the
     /// background may hold a full pipe and never read it.
-    fn new(mut stdin: pipe::Sender) -> (Self, AbortOnDropHandle<()>) {
+    pub(crate) fn new(mut stdin: impl AsyncWrite + Send + Unpin + 'static) -> (Self, AbortOnDropHandle<()>) {
         let (keys, mut pressed) = mpsc::channel::<Bytes>(QUEUED_INPUTS);
         let writer = tokio::spawn(async move {
             while let Some(data) = pressed.recv().await {
@@ -382,6 +364,11 @@ impl Keyboard {
             }
         });
         (Self { keys }, AbortOnDropHandle::new(writer))
+    }
+
+    /// Waits until there is room. Nobody needs the keys of a program that has closed its input.
+    pub(crate) async fn enter(&self, data: Bytes) {
+        let _closed = self.keys.send(data).await;
     }
 
     async fn has_room(&self) {
@@ -436,6 +423,50 @@ async fn pump(
     }
 }
 
+/// The same for a terminal, which ends when no program has it open any more.
+async fn pump_terminal(mut pty: Pty, output: mpsc::Sender<Sent>, leader_ended: CancellationToken) {
+    let mut left = last_words(leader_ended);
+    let mut buffer = BytesMut::new();
+    loop {
+        // Room first: what has been read must not wait in memory.
+        let Ok(place) = output.reserve().await else { return };
+        buffer.reserve(CHUNK);
+        tokio::select! {
+            read = pty.read_buf(&mut buffer) => if !read.is_ok_and(|count| left.count(count)) { return },
+            () = left.silence() => return,
+        }
+        place.send(Ok(RunOutput { output: Some(Output::Stdout(buffer.split().freeze())) }));
+    }
+}
+
+/// How much of a terminal's output is still its leader's, once that has ended.
+pub(crate) fn last_words(leader_ended: CancellationToken) -> LastWords {
+    LastWords { leader_ended, left: TERMINAL_HOLDS }
+}
+
+#[derive(Debug)]
+pub(crate) struct LastWords {
+    leader_ended: CancellationToken,
+    left: usize,
+}
+
+impl LastWords {
+    /// False when `count` is no output of interest: the terminal's end, or what children in the background go on
+    /// writing.
+    pub(crate) fn count(&mut self, count: usize) -> bool {
+        if self.leader_ended.is_cancelled() {
+            self.left = self.left.saturating_sub(count);
+        }
+        count > 0 && self.left > 0
+    }
+
+    /// Returns when the leader has ended and nothing more of it can be on its way.
+    pub(crate) async fn silence(&self) {
+        self.leader_ended.cancelled().await;
+        tokio::time::sleep(TERMINAL_LAG).await;
+    }
+}
+
 /// Reads what is there, whatever the runtime believes about readiness.
 fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
     let start = buffer.len();
@@ -445,13 +476,12 @@ fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut, most: usize) -> io::Re
     Ok(read?)
 }
 
-async fn hang_up(leader: Leader) -> io::Result<()> {
+pub(crate) async fn hang_up(leader: Leader) -> io::Result<ExitStatus> {
     leader.signal_group(Signal::HUP)?;
     // The whole time, even when the leader ends at once: others of its group may still be there, and while
     // the leader is not reaped nobody else can get its number.
     tokio::time::sleep(HANG_UP_GRACE).await;
     leader.signal_group(Signal::KILL)?;
     leader.exited().await?;
-    leader.reap()?;
-    Ok(())
+    leader.reap()
 }

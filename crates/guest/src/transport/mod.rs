@@ -23,10 +23,11 @@ use self::port::Device;
 pub(crate) use self::port::{Port, PortError};
 use crate::services::Services;
 
-/// Bulk transfers share the connection with everything else, and the way to the host is short and fast:
-/// windows this large keep it busy, and bound what an unread connection can hold in memory.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-const STREAM_WINDOW: u32 = 1024 * 1024;
+/// Bulk transfers share the connection with everything else, and the way to the host is short and fast: a stream's
+/// window this large keeps it busy, and bounds what a call that nobody reads can hold in memory. The connection has
+/// room for many such calls, so that they do not hold up all others.
+const STREAM_WINDOW: u32 = 512 * 1024;
+const CONNECTION_WINDOW: u32 = 200 * STREAM_WINDOW;
 /// Larger frames cost less per byte; this is still short enough for small calls to slip in between.
 const FRAME_SIZE: u32 = 64 * 1024;
 const CONCURRENT_CALLS: u32 = 1000;
