@@ -13,6 +13,10 @@ pub struct ComputerUrls {
     pub desktop_path_url: String,
     /// WebSocket; opens with a stream token in the query `auth`.
     pub terminal_url: String,
+    /// The terminal page.
+    pub terminal_page_url: String,
+    /// The same without a host name of its own.
+    pub terminal_path_url: String,
     pub computer_id: ComputerId,
     pub urls: Vec<NamedUrl>,
 }

@@ -20,12 +20,18 @@ pub enum ErrorCode {
     InvalidId,
     /// A path on a disk that cannot be one, or that leads to something else than was asked for.
     InvalidPath,
+    /// The body ended before it was to, or is no form.
+    InvalidBody,
+    /// A form without the part that is the file.
+    MissingFile,
     InvalidToken,
     /// The tenant has no credits left.
     InsufficientCredits,
     WrongPassword,
     InsufficientScope,
     Forbidden,
+    /// The path leads out of the directories whose files may be reached.
+    ForbiddenPath,
     NotFound,
     MethodNotAllowed,
     /// The verb does not fit the computer's status.
@@ -52,8 +58,12 @@ pub enum ErrorCode {
     /// The delivery has not ended yet.
     NotRedeliverable,
     TooLarge,
+    FileTooLarge,
+    /// The range asked for is not in the file.
+    RangeNotSatisfiable,
     ValidationFailed,
     InvalidTtl,
+    TimeoutTooLong,
     /// The filesystem of a snapshot is damaged, or of a kind that the server cannot read.
     DiskUnreadable,
     UpgradeRequired,
@@ -81,11 +91,14 @@ impl ErrorCode {
             ErrorCode::MissingParam => "MISSING_PARAM",
             ErrorCode::InvalidId => "INVALID_ID",
             ErrorCode::InvalidPath => "INVALID_PATH",
+            ErrorCode::InvalidBody => "INVALID_BODY",
+            ErrorCode::MissingFile => "MISSING_FILE",
             ErrorCode::InvalidToken => "invalid_token",
             ErrorCode::InsufficientCredits => "INSUFFICIENT_CREDITS",
             ErrorCode::WrongPassword => "wrong_password",
             ErrorCode::InsufficientScope => "insufficient_scope",
             ErrorCode::Forbidden => "FORBIDDEN",
+            ErrorCode::ForbiddenPath => "FORBIDDEN_PATH",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             ErrorCode::InvalidState => "INVALID_STATE",
@@ -104,8 +117,11 @@ impl ErrorCode {
             ErrorCode::DeliveryNotFound => "DELIVERY_NOT_FOUND",
             ErrorCode::NotRedeliverable => "NOT_REDELIVERABLE",
             ErrorCode::TooLarge => "TOO_LARGE",
+            ErrorCode::FileTooLarge => "FILE_TOO_LARGE",
+            ErrorCode::RangeNotSatisfiable => "RANGE_NOT_SATISFIABLE",
             ErrorCode::ValidationFailed => "VALIDATION_FAILED",
             ErrorCode::InvalidTtl => "INVALID_TTL",
+            ErrorCode::TimeoutTooLong => "TIMEOUT_TOO_LONG",
             ErrorCode::DiskUnreadable => "DISK_UNREADABLE",
             ErrorCode::UpgradeRequired => "UPGRADE_REQUIRED",
             ErrorCode::RateLimited => "rate_limited",
@@ -126,10 +142,12 @@ impl ErrorCode {
             | ErrorCode::AmbiguousRequest
             | ErrorCode::MissingParam
             | ErrorCode::InvalidId
-            | ErrorCode::InvalidPath => 400,
+            | ErrorCode::InvalidPath
+            | ErrorCode::InvalidBody
+            | ErrorCode::MissingFile => 400,
             ErrorCode::InvalidToken | ErrorCode::WrongPassword => 401,
             ErrorCode::InsufficientCredits => 402,
-            ErrorCode::InsufficientScope | ErrorCode::Forbidden => 403,
+            ErrorCode::InsufficientScope | ErrorCode::Forbidden | ErrorCode::ForbiddenPath => 403,
             ErrorCode::NotFound | ErrorCode::DeliveryNotFound => 404,
             ErrorCode::MethodNotAllowed => 405,
             ErrorCode::InvalidState
@@ -146,8 +164,12 @@ impl ErrorCode {
             | ErrorCode::IdempotencyInProgress
             | ErrorCode::IdempotencyAnswerLost
             | ErrorCode::NotRedeliverable => 409,
-            ErrorCode::TooLarge => 413,
-            ErrorCode::ValidationFailed | ErrorCode::InvalidTtl | ErrorCode::DiskUnreadable => 422,
+            ErrorCode::TooLarge | ErrorCode::FileTooLarge => 413,
+            ErrorCode::RangeNotSatisfiable => 416,
+            ErrorCode::ValidationFailed
+            | ErrorCode::InvalidTtl
+            | ErrorCode::TimeoutTooLong
+            | ErrorCode::DiskUnreadable => 422,
             ErrorCode::UpgradeRequired => 426,
             ErrorCode::RateLimited | ErrorCode::RateLimitExceeded => 429,
             ErrorCode::AgentUnavailable | ErrorCode::PortUnavailable => 502,
@@ -171,11 +193,14 @@ impl ErrorCode {
             | ErrorCode::MissingParam
             | ErrorCode::InvalidId
             | ErrorCode::InvalidPath
+            | ErrorCode::InvalidBody
+            | ErrorCode::MissingFile
             | ErrorCode::InvalidToken
             | ErrorCode::InsufficientCredits
             | ErrorCode::WrongPassword
             | ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
+            | ErrorCode::ForbiddenPath
             | ErrorCode::NotFound
             | ErrorCode::MethodNotAllowed
             | ErrorCode::InvalidState
@@ -192,8 +217,11 @@ impl ErrorCode {
             | ErrorCode::DeliveryNotFound
             | ErrorCode::NotRedeliverable
             | ErrorCode::TooLarge
+            | ErrorCode::FileTooLarge
+            | ErrorCode::RangeNotSatisfiable
             | ErrorCode::ValidationFailed
             | ErrorCode::InvalidTtl
+            | ErrorCode::TimeoutTooLong
             | ErrorCode::DiskUnreadable
             | ErrorCode::UpgradeRequired
             | ErrorCode::NoReadyMachine

@@ -11,12 +11,14 @@ mod env;
 mod error;
 mod event;
 mod exec;
+mod file;
 mod id;
 mod metrics;
 mod numbers;
 mod port;
 mod size;
 mod snapshot;
+mod terminal;
 mod time;
 mod webhook;
 
@@ -53,7 +55,17 @@ pub use event::{
     ComputerStreamQuery, Event, EventFrame, EventGap, EventId, EventStatus, EventStreamQuery, NotAnEventId,
     Transition,
 };
-pub use exec::{ExecRequest, ExecResult, PythonRequest};
+pub use exec::{
+    CommandRequest, CommandResult, ExecRequest, ExecResult, ExecStreamRequest, ExecTicket, ExecTicketQuery,
+    PythonRequest,
+};
+pub use file::{
+    ArchiveFormat, ChangeFileMode, CopyFile, DirectoryEntries, DirectoryEntry, ExportedFile, FileDone,
+    FileList, FileMode, FilePathRequest, FileQuery, FileRow, FileStat, FileType, FoundFile, FoundFiles,
+    MakeDirectory, PutFileQuery, RenameFile, SameRows, SearchFiles, ShownMode, UnpackedArchive,
+    UploadProgress, UploadedFile, UploadedFileRow, WatchFiles, WriteFileRequest, WriteFilesRequest,
+    WrittenFile, WrittenFiles,
+};
 pub use id::{
     ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
     TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
@@ -70,6 +82,9 @@ pub use snapshot::{
     NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
     SnapshotAllowance, SnapshotDependent, SnapshotEntry, SnapshotEntryKind, SnapshotEvent, SnapshotGroup,
     SnapshotPath, SnapshotResource, SnapshotState, SnapshotTree, SseTicket, TicketQuery, WithDependents,
+};
+pub use terminal::{
+    OpenTerminal, ResizeTerminal, Terminal, TerminalClosed, TerminalList, TerminalResized, TerminalRow,
 };
 pub use time::Timestamp;
 pub use webhook::{

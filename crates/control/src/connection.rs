@@ -43,6 +43,10 @@ impl Control {
         format!("{}/ws/vnc/{}?auth={token}", self.socket_origin(record), record.id)
     }
 
+    pub(crate) fn terminal_url(&self, record: &ComputerRecord) -> String {
+        format!("{}/ws/terminal/{}", self.socket_origin(record), record.id)
+    }
+
     /// Whether the hosts of computers are reached over HTTPS.
     pub fn is_https(&self) -> bool {
         self.inner.config.urls.scheme == "https"
@@ -52,14 +56,21 @@ impl Control {
         let urls = &self.inner.config.urls;
         let desktop_url = self.desktop_url(record);
         let desktop_path_url = format!("{}/desktop/{}/index.html", urls.origin, record.id);
-        let terminal_url = format!("{}/ws/terminal/{}", self.socket_origin(record), record.id);
+        let terminal_url = self.terminal_url(record);
+        let terminal_page_url =
+            format!("{}://{}.computer.{}/terminal/index.html", urls.scheme, record.slug, urls.domain);
+        let terminal_path_url = format!("{}/terminal/{}/index.html", urls.origin, record.id);
         let named = |name: &str, url: &str| NamedUrl { name: name.to_owned(), url: url.to_owned() };
         ComputerUrls {
             urls: vec![
                 named("desktop", &desktop_url),
                 named("desktop_path", &desktop_path_url),
                 named("terminal", &terminal_url),
+                named("terminal_page", &terminal_page_url),
+                named("terminal_path", &terminal_path_url),
             ],
+            terminal_page_url,
+            terminal_path_url,
             stream_url: desktop_url.clone(),
             desktop_url,
             desktop_path_url,

@@ -49,6 +49,11 @@ impl Failure {
                 error.fields.insert("request".to_owned(), vec![status.message().to_owned()]);
                 error
             }
+            tonic::Code::ResourceExhausted => ApiError::new(ErrorCode::ResourceState, status.message()),
+            tonic::Code::Unimplemented => ApiError::new(
+                ErrorCode::ResourceState,
+                "the agent inside this computer is older than the server and cannot do this; make a new computer",
+            ),
             _ => ApiError::new(
                 ErrorCode::AgentUnavailable,
                 "the agent inside the computer does not answer; try again, or restart the computer",

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http_body_util::BodyExt;
-use roost_api::{ComputerId, ErrorCode, Status};
+use roost_api::{ApiError, ComputerId, ErrorCode, Status};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::transport::Channel;
@@ -114,6 +114,18 @@ impl Control {
     pub fn require_running(&self, record: &roost_store::ComputerRecord) -> Result<(), Failure> {
         match status::status(record) {
             Status::Running => Ok(()),
+            other => Err(not_running(other)),
+        }
+    }
+
+    /// The same for routes whose callers come back: 409 with `Retry-After` while the computer is on its way.
+    pub fn require_started(&self, record: &roost_store::ComputerRecord) -> Result<(), Failure> {
+        match status::status(record) {
+            Status::Running => Ok(()),
+            Status::Provisioning | Status::Starting => {
+                let message = "COMPUTER_STARTING: the computer is starting; try again in a moment";
+                Err(ApiError::new(ErrorCode::ComputerStarting, message).retry_after_ms(1000).into())
+            }
             other => Err(not_running(other)),
         }
     }

@@ -26,6 +26,7 @@ mod env;
 mod events;
 mod exec;
 mod failure;
+mod files;
 mod guest;
 mod hub;
 mod idempotency;
@@ -46,6 +47,7 @@ mod shares;
 mod slug;
 mod snapshot_files;
 mod snapshots;
+mod terminal;
 mod tickets;
 mod token;
 mod tunnel;
@@ -68,18 +70,22 @@ pub use connection::StreamAccess;
 pub use credits::CreditConfig;
 pub use env::VariableOutcome;
 pub use events::Frame;
-pub use exec::{ExecCommand, ExecSession};
+pub use exec::{ExecCommand, ExecLine, ExecLines, ExecOutputs, ExecSession, terminal_size};
 pub use failure::Failure;
+pub use files::{DEFAULT_DIRECTORY, FileConfig, FileDownload, FileUpload, modified_at};
 pub use idempotency::{Admission, Operation, Running, answer_lost};
 pub use keys::{AdminKey, first_key};
 pub use ports::ExposedPort;
 pub use preview::{Answer, Decision, Door, Place, Session, Visitor};
 pub use retention::EventRetention;
+pub use roost_guest_proto::v1::TerminalSize;
+pub use roost_guest_proto::v1::{FileChange, FileEvent, FileInfo, FileKind};
 pub use roost_store::{Caller, ComputerRecord, EventScope, SnapshotRecord, WebhookRecord, status};
 pub use seal::SealKey;
 pub use servers::Sharing;
 pub use snapshot_files::{Chunks, Download};
 pub use snapshots::Restored;
+pub use terminal::{TerminalOutputs, TerminalViewer};
 pub use token::{StreamKey, StreamRights, looks_like_ours};
 pub use tunnel::{Tunnel, TunnelIo, TunnelOutputs};
 pub use webhooks::Outbound;
@@ -148,6 +154,7 @@ pub struct Config {
     pub outbound: Arc<dyn Outbound>,
     pub credits: CreditConfig,
     pub sharing: Sharing,
+    pub files: FileConfig,
 }
 
 /// The control plane. Cheap to clone; all clones are one.

@@ -163,6 +163,7 @@ async fn run(launcher: &dyn Launcher, computer: ComputerId, argv: &[&str]) -> Re
         user: String::new(),
         timeout_ms: u64::try_from(COMMAND_LIMIT.as_millis()).unwrap_or(u64::MAX),
         stdin: false,
+        terminal: None,
     };
     // The input stays open until the command has ended: closing it hangs the command up.
     let start = tokio_stream::once(RunInput { input: Some(Input::Start(start)) });

@@ -17,8 +17,8 @@ use roost_api::{
 };
 use roost_control::status::status;
 use roost_control::{
-    Caller, Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, StreamKey,
-    TemplateError, TemplateFiles, Templates, WarmFiles,
+    Caller, Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, SealKey, Sharing,
+    StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_launch::Report;
 use roost_launch::simulated::Simulated;
@@ -144,6 +144,7 @@ impl World {
                 outbound: Arc::new(silent::Silent),
                 credits: self.credits,
                 sharing: self.sharing.clone(),
+                files: FileConfig::default(),
             };
             let templates = Arc::new(OneTemplate);
             let control =

@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use roost_api::{ComputerId, CreateComputer, ErrorCode, Size, Status};
 use roost_control::status::status;
 use roost_control::{
-    Caller, Config, Control, CreditConfig, EventRetention, PublicUrls, SealKey, Sharing, Step, StepHook,
-    StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
+    Caller, Config, Control, CreditConfig, EventRetention, FileConfig, PublicUrls, SealKey, Sharing, Step,
+    StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
@@ -114,6 +114,7 @@ impl Host {
             outbound: Arc::new(silent::Silent),
             credits: CreditConfig::default(),
             sharing: Sharing { lease, locks },
+            files: FileConfig::default(),
         };
         let (launcher, count) = (self.launcher.clone(), self.count.clone());
         let store = self.database.store().await;

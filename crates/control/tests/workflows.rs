@@ -17,8 +17,8 @@ use roost_api::{
 };
 use roost_control::status::status;
 use roost_control::{
-    Caller, Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, Step,
-    StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles, plan,
+    Caller, Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, SealKey, Sharing,
+    Step, StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles, plan,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
@@ -155,6 +155,7 @@ impl World {
             outbound: Arc::new(silent::Silent),
             credits: CreditConfig::default(),
             sharing: Sharing::default(),
+            files: FileConfig::default(),
         };
         Control::start(self.store.clone(), self.launcher.clone(), templates, config, hook).await.unwrap()
     }

@@ -208,6 +208,18 @@ impl FromRequestParts<App> for PathName {
     }
 }
 
+/// The terminal session `{session_id}` in the path.
+#[derive(Debug)]
+pub(crate) struct PathSession(pub String);
+
+impl FromRequestParts<App> for PathSession {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        Ok(Self(path_value(parts, app, "session_id").await.unwrap_or_default()))
+    }
+}
+
 async fn path_value(parts: &mut Parts, app: &App, name: &str) -> Option<String> {
     let path = Path::<std::collections::HashMap<String, String>>::from_request_parts(parts, app).await;
     let Path(mut values) = path.ok()?;
@@ -236,10 +248,15 @@ impl FromRequest<App> for RawBody {
 
 /// For routes that look at the rest of a request themselves.
 pub(crate) async fn body_of(body: Body) -> Result<RawBody, Refusal> {
-    Ok(RawBody(read(body).await?))
+    body_of_at_most(body, MOST_BODY).await
 }
 
-async fn read(body: Body) -> Result<Bytes, Refusal> {
+/// For routes whose content may be large although it is in JSON.
+pub(crate) async fn body_of_at_most(body: Body, most: usize) -> Result<RawBody, Refusal> {
+    Ok(RawBody(read(body, most).await?))
+}
+
+async fn read(body: Body, most: usize) -> Result<Bytes, Refusal> {
     let mut stream = body.into_data_stream();
     let mut bytes = BytesMut::new();
     let mut length = 0;
@@ -248,7 +265,7 @@ async fn read(body: Body) -> Result<Bytes, Refusal> {
             ApiError::new(ErrorCode::InvalidJson, format!("the body could not be read: {error}"))
         })?;
         length += piece.len();
-        if length <= MOST_BODY {
+        if length <= most {
             bytes.extend_from_slice(&piece);
         } else {
             bytes = BytesMut::new();
@@ -257,8 +274,8 @@ async fn read(body: Body) -> Result<Bytes, Refusal> {
             break;
         }
     }
-    if length > MOST_BODY {
-        let message = format!("the body is larger than {MOST_BODY} bytes");
+    if length > most {
+        let message = format!("the body is larger than {most} bytes");
         return Err(ApiError::new(ErrorCode::TooLarge, message).into());
     }
     Ok(bytes.freeze())

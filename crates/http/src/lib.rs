@@ -19,6 +19,7 @@ mod preview;
 mod routes;
 mod sockets;
 mod sse;
+mod zip;
 
 use std::sync::Arc;
 
@@ -59,6 +60,8 @@ pub struct App {
         (name = "catalog", description = "What computers can be made of, and where"),
         (name = "snapshots", description = "Keep states of computers, and make computers from them"),
         (name = "exec", description = "Run commands"),
+        (name = "files", description = "Files inside a computer, of any size"),
+        (name = "terminal", description = "Terminals that stay when nobody looks"),
         (name = "apps", description = "Desktop programs, and installing more"),
         (name = "desktop", description = "See and drive the desktop"),
         (name = "connection", description = "Addresses and credentials of the live desktop"),
@@ -97,6 +100,8 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::snapshots::router())
         .merge(routes::snapshot_files::router())
         .merge(routes::exec::router())
+        .merge(routes::terminal::router())
+        .merge(routes::files::router())
         .merge(routes::desktop::router())
         .merge(routes::connection::router())
         .merge(routes::env::router())
@@ -131,6 +136,7 @@ pub fn router(app: App) -> Result<Router, serde_json::Error> {
     let router = Router::new()
         .merge(api)
         .merge(sockets::vnc::router())
+        .merge(sockets::terminal::router())
         .merge(preview::router())
         .merge(routes::shares::page())
         .merge(pages::router(document))

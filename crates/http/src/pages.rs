@@ -39,7 +39,17 @@ pub(crate) fn router(openapi: String) -> Router<App> {
         .route("/desktop/{id}/viewer-session", post(viewer_session))
         .route("/desktop/{id}/index.html", get(|| async { page("desktop/index.html") }))
         .route("/desktop/{id}/session", get(session_by_path))
+        .route("/terminal", get(|| async { Redirect::temporary("/terminal/index.html") }))
+        .route("/terminal/", get(|| async { Redirect::temporary("/terminal/index.html") }))
+        .route("/terminal/index.html", get(|| async { page(TERMINAL) }))
+        .route("/terminal/session", get(terminal_by_host))
+        .route("/terminal/viewer-session", post(viewer_session_by_host))
+        .route("/terminal/{id}/viewer-session", post(viewer_session))
+        .route("/terminal/{id}/index.html", get(|| async { page(TERMINAL) }))
+        .route("/terminal/{id}/session", get(terminal_by_path))
 }
+
+const TERMINAL: &str = "terminal/index.html";
 
 /// On a computer's own host name its desktop is the start page.
 async fn start_page(State(app): State<App>, uri: Uri, headers: HeaderMap) -> Response {
@@ -82,9 +92,18 @@ fn page(name: &str) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (
             header::CONTENT_SECURITY_POLICY,
-            // `data:` is for the guest's pointer and JPEG rectangles, which the browser decodes.
-            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
-             base-uri 'none'; form-action 'none'",
+            match name {
+                // The terminal computes the rules for its cells.
+                TERMINAL => {
+                    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self'; \
+                     connect-src 'self'; base-uri 'none'; form-action 'none'"
+                }
+                // `data:` is for the guest's pointer and JPEG rectangles, which the browser decodes.
+                _ => {
+                    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
+                     connect-src 'self'; base-uri 'none'; form-action 'none'"
+                }
+            },
         ),
     ];
     (StatusCode::OK, headers, file.data).into_response()
@@ -100,6 +119,23 @@ async fn session_by_host(
     let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
     let record = app.control.computer_by_slug(&slug).await?;
     session(&app, record.id, access, record)
+}
+
+/// The same for the terminal page.
+async fn terminal_by_host(
+    app: State<App>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Json<DesktopSession>, Refusal> {
+    Ok(of_terminal(session_by_host(app, uri, headers).await?))
+}
+
+async fn terminal_by_path(app: State<App>, request: Request) -> Result<Json<DesktopSession>, Refusal> {
+    Ok(of_terminal(session_by_path(app, request).await?))
+}
+
+fn of_terminal(Json(session): Json<DesktopSession>) -> Json<DesktopSession> {
+    Json(DesktopSession { ws_path: format!("/ws/terminal/{}", session.computer_id), ..session })
 }
 
 /// The same as `viewer-session` of the API for a page that knows no id.

@@ -65,7 +65,7 @@ async fn files(
 }
 
 /// A header that saves the answer under `name`, whatever is in it (RFC 6266).
-fn attachment(name: &str) -> String {
+pub(super) fn attachment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let fallback: String =
         name.chars().map(|letter| if u8::try_from(letter).is_ok_and(plain) { letter } else { '_' }).collect();

@@ -1,7 +1,11 @@
 //! Commands whose input and output are streamed.
 //!
-//! Two framings on one route, chosen by the subprotocol the client offers: `miosa-exec-v1` (binary frames,
-//! first byte a channel) or none (JSON text frames). Closing the socket hangs the command up.
+//! Three framings. On `exec/stream` the subprotocol that the client offers decides: `miosa-exec-v1` (binary frames,
+//! first byte a channel) or none (JSON text frames). `exec/spawn` has one of its own: binary frames for data, JSON for
+//! the rest. Closing the socket hangs the command up.
+//!
+//! The two directions do not wait for each other, and nothing is kept on the way: a client that does not read slows
+//! the command down, a command that does not read slows the client down.
 
 use std::collections::HashMap;
 
@@ -10,16 +14,21 @@ use axum::extract::ws::{Message, WebSocket, close_code};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::Response;
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
 use roost_api::{ApiError, ErrorBody, ErrorCode};
-use roost_control::{ExecCommand, ExecSession};
+use roost_control::{ExecCommand, ExecOutputs, ExecSession, TerminalSize};
 use roost_guest_proto::v1::run_input::Input;
 use roost_guest_proto::v1::run_output::Output;
-use roost_guest_proto::v1::{CloseStdin, RunInput};
+use roost_guest_proto::v1::{CloseStdin, RunInput, RunOutput};
 use serde::Deserialize;
 use serde_json::json;
+use tokio::sync::mpsc;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::utf8::Utf8;
-use super::{PING_EVERY, close, upgrade};
+use super::{PING_EVERY, farewell, in_pieces, upgrade};
 use crate::App;
 use crate::envelope::Refusal;
 use crate::extract::{bearer, identify, path_id};
@@ -31,11 +40,21 @@ const STDOUT: u8 = 0x01;
 const STDERR: u8 = 0x02;
 const EXIT: u8 = 0x03;
 const STDIN_END: u8 = 0x04;
+const RESIZE: u8 = 0x05;
+
+/// A terminal whose client named no size.
+const ROWS: u32 = 24;
+const COLUMNS: u32 = 80;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Framing {
     Binary,
     Json,
+    Spawn,
+}
+
+pub(crate) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(stream)).routes(routes!(ws)).routes(routes!(spawn))
 }
 
 /// Run a command with its input and output as a WebSocket
@@ -45,10 +64,38 @@ enum Framing {
         ("args" = Option<Vec<String>>, Query, description = "Arguments, repeated or separated by commas"),
         ("env" = Option<Vec<String>>, Query, description = "`NAME=VALUE`, repeated, or one JSON object"),
         ("cwd" = Option<String>, Query),
-        ("user" = Option<String>, Query)),
+        ("user" = Option<String>, Query),
+        ("tty" = Option<bool>, Query, description = "On a terminal; so it is where `rows` or `cols` is given"),
+        ("rows" = Option<u32>, Query, description = "Of the terminal (24)"),
+        ("cols" = Option<u32>, Query, description = "Of the terminal (80)")),
     responses((status = 101, description = "Frames of the subprotocol `miosa-exec-v1`, or JSON text frames without one"),
         (status = "default", body = ErrorBody)))]
-pub(crate) async fn stream(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+async fn stream(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    let framing = if offered(request.headers()).iter().any(|name| name == FRAMED) {
+        Framing::Binary
+    } else {
+        Framing::Json
+    };
+    open(app, request, framing).await
+}
+
+/// The same with JSON text frames, under another name
+#[utoipa::path(get, path = "/computers/{id}/exec/ws", tag = "exec",
+    params(("id" = String, Path), ("command" = String, Query)),
+    responses((status = 101, description = "JSON text frames"), (status = "default", body = ErrorBody)))]
+async fn ws(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    open(app, request, Framing::Json).await
+}
+
+/// The same with binary frames for data (first byte 1: output, 2: errors) and JSON text frames for the rest
+#[utoipa::path(get, path = "/computers/{id}/exec/spawn", tag = "exec",
+    params(("id" = String, Path), ("command" = String, Query)),
+    responses((status = 101, description = "Binary and JSON frames"), (status = "default", body = ErrorBody)))]
+async fn spawn(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
+    open(app, request, Framing::Spawn).await
+}
+
+async fn open(app: App, request: Request, framing: Framing) -> Result<Response, Refusal> {
     let (mut parts, _) = request.into_parts();
     let offered = offered(&parts.headers);
     let subprotocol_credential = offered.iter().find_map(|name| name.strip_prefix("bearer."));
@@ -57,9 +104,13 @@ pub(crate) async fn stream(State(app): State<App>, request: Request) -> Result<R
     let id = path_id(&mut parts, &app).await?;
     let record = app.control.get(&caller, id).await?;
     app.control.require_running(&record)?;
-    let command = command(parts.uri.query().unwrap_or_default())?;
+    let query = parts.uri.query().unwrap_or_default();
+    let command = match framing {
+        // The one client of this route leaves a plus as it is.
+        Framing::Spawn => command(&query.replace('+', "%2B"))?,
+        Framing::Binary | Framing::Json => command(query)?,
+    };
     let upgrade = upgrade(&mut parts, &app).await?;
-    let framing = if offered.iter().any(|name| name == FRAMED) { Framing::Binary } else { Framing::Json };
     let session = app.control.exec_start(id, command).await?;
     Ok(upgrade.protocols([FRAMED]).on_upgrade(move |socket| bridge(socket, session, framing)))
 }
@@ -81,9 +132,6 @@ fn command(query: &str) -> Result<ExecCommand, ApiError> {
     let program = first("command").ok_or_else(|| {
         ApiError::new(ErrorCode::MissingParam, "command is required: the shell line or program to run")
     })?;
-    if first("tty").is_some_and(|tty| tty == "true") || first("rows").is_some() || first("cols").is_some() {
-        return Err(ApiError::field("tty", "terminals are not available yet; run the command without one"));
-    }
     let args = all("args");
     let mut command = match args.as_slice() {
         [] => ExecCommand::shell(&program),
@@ -113,7 +161,32 @@ fn command(query: &str) -> Result<ExecCommand, ApiError> {
     command.cwd = first("cwd");
     command.user = first("user");
     command.stdin = true;
+    command.terminal = terminal(first("tty").as_deref(), first("rows").as_deref(), first("cols").as_deref())?;
     Ok(command)
+}
+
+/// Absent where the command gets pipes, so that its output and its errors stay apart.
+fn terminal(
+    tty: Option<&str>,
+    rows: Option<&str>,
+    columns: Option<&str>,
+) -> Result<Option<TerminalSize>, ApiError> {
+    let wanted = match tty {
+        Some("true" | "1") => true,
+        Some("false" | "0") => false,
+        Some(_) => return Err(ApiError::field("tty", "neither `true` nor `false`")),
+        None => rows.is_some() || columns.is_some(),
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    let count = |field: &str, text: Option<&str>, default: u32| match text.map(str::parse) {
+        None => Ok(default),
+        Some(Ok(count)) => Ok(count),
+        Some(Err(_)) => Err(ApiError::field(field, "not a number")),
+    };
+    let (rows, columns) = (count("rows", rows, ROWS)?, count("cols", columns, COLUMNS)?);
+    roost_control::terminal_size(rows, columns).map(Some)
 }
 
 fn query_pairs(query: &str) -> Result<Vec<(String, String)>, ApiError> {
@@ -122,92 +195,139 @@ fn query_pairs(query: &str) -> Result<Vec<(String, String)>, ApiError> {
     parsed.map(|query| query.0).map_err(|error| ApiError::field("query", error.body_text()))
 }
 
-/// What a client frame asks for.
-#[derive(Debug, PartialEq)]
-enum Asked {
-    Input(Input),
-    /// Nothing we know; ignored, as the protocol demands.
-    Nothing,
+/// Why a socket ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// The client has closed it, or is gone.
+    Client,
+    /// The command has ended, and the client was told how.
+    Command,
+    /// The connection to the computer was lost.
+    Lost,
+    /// The client said something that makes no sense.
+    Refused { code: u16, reason: String },
 }
 
-async fn bridge(mut socket: WebSocket, session: ExecSession, framing: Framing) {
+async fn bridge(socket: WebSocket, session: ExecSession, framing: Framing) {
+    let (mut frames, messages) = socket.split();
     let ExecSession { input, mut output } = session;
-    let (mut stdout, mut stderr) = (Utf8::default(), Utf8::default());
+    let end = tokio::select! {
+        end = inwards(messages, input, framing) => end,
+        end = outwards(&mut frames, &mut output, framing) => end,
+    };
+    let goodbye = match end {
+        End::Client => return,
+        End::Command => farewell(close_code::NORMAL, ""),
+        End::Lost => farewell(close_code::AWAY, "the connection to the computer was lost"),
+        End::Refused { code, reason } => farewell(code, &reason),
+    };
+    // A peer that is gone needs no goodbye.
+    drop(frames.send(goodbye).await);
+}
+
+async fn inwards(
+    mut messages: SplitStream<WebSocket>,
+    input: mpsc::Sender<RunInput>,
+    framing: Framing,
+) -> End {
+    loop {
+        let message = match messages.next().await {
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return End::Client,
+            Some(Ok(message)) => message,
+        };
+        let asked = match read(framing, message) {
+            Ok(asked) => asked,
+            Err((code, reason)) => return End::Refused { code, reason },
+        };
+        let pieces = match asked {
+            None => continue,
+            Some(Input::Stdin(data)) => in_pieces(data).map(Input::Stdin).collect(),
+            Some(other) => vec![other],
+        };
+        for piece in pieces {
+            if input.send(RunInput { input: Some(piece) }).await.is_err() {
+                // The command has ended, and its exit is on the way; only the client's end is of interest now.
+                while let Some(Ok(message)) = messages.next().await {
+                    if let Message::Close(_) = message {
+                        break;
+                    }
+                }
+                return End::Client;
+            }
+        }
+    }
+}
+
+/// What a client's frame asks for. `None`: nothing that we know, which the protocol demands to ignore.
+fn read(framing: Framing, message: Message) -> Result<Option<Input>, (u16, String)> {
+    match (framing, message) {
+        (Framing::Binary, Message::Binary(frame)) => Ok(binary_frame(&frame)),
+        (Framing::Spawn, Message::Binary(data)) => Ok(Some(Input::Stdin(data))),
+        (Framing::Json | Framing::Spawn, Message::Text(text)) => {
+            json_frame(text.as_str()).map_err(|reason| (close_code::POLICY, reason))
+        }
+        (Framing::Binary, Message::Text(_)) | (Framing::Json, Message::Binary(_)) => {
+            Err((close_code::UNSUPPORTED, "a frame of the other framing".to_owned()))
+        }
+        (_, Message::Ping(_) | Message::Pong(_) | Message::Close(_)) => Ok(None),
+    }
+}
+
+async fn outwards(
+    frames: &mut SplitSink<WebSocket, Message>,
+    output: &mut ExecOutputs,
+    framing: Framing,
+) -> End {
+    let mut writer = Writer { framing, stdout: Utf8::default(), stderr: Utf8::default() };
     let mut ping = tokio::time::interval(PING_EVERY);
     ping.reset();
-    // At most one piece of input waits for the command to read it; meanwhile output goes on and the client
-    // is not read from, which is what slows it down.
-    let mut waiting: Option<RunInput> = None;
     loop {
-        let can_read = waiting.is_none();
-        let message = tokio::select! {
-            permit = input.reserve(), if !can_read => {
-                match (permit, waiting.take()) {
-                    (Ok(permit), Some(piece)) => permit.send(piece),
-                    // The command has ended; its exit is on the way.
-                    (Err(_), _) | (_, None) => {}
-                }
-                continue;
-            }
-            message = socket.recv(), if can_read => {
-                let asked = match message {
-                    Some(Ok(Message::Binary(bytes))) if framing == Framing::Binary => binary_frame(&bytes),
-                    Some(Ok(Message::Text(text))) if framing == Framing::Json => match json_frame(text.as_str()) {
-                        Ok(asked) => asked,
-                        Err(reason) => return close(&mut socket, close_code::POLICY, &reason).await,
-                    },
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => Asked::Nothing,
-                    Some(Ok(Message::Binary(_) | Message::Text(_))) => {
-                        return close(&mut socket, close_code::UNSUPPORTED, "a frame of the other framing").await;
-                    }
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return,
-                };
-                if let Asked::Input(piece) = asked {
-                    waiting = Some(RunInput { input: Some(piece) });
-                }
-                continue;
-            }
+        let (messages, ended) = tokio::select! {
             message = output.message() => match message {
-                Ok(Some(message)) => message,
-                Ok(None) | Err(_) => {
-                    return close(&mut socket, close_code::AWAY, "the connection to the computer was lost").await;
+                Ok(Some(RunOutput { output: Some(output) })) => {
+                    let ended = matches!(output, Output::Exit(_));
+                    (writer.write(output), ended)
                 }
+                Ok(Some(RunOutput { output: None })) => continue,
+                Ok(None) | Err(_) => return End::Lost,
             },
-            _ = ping.tick() => {
-                if socket.send(Message::Ping(Bytes::new())).await.is_err() {
-                    return;
-                }
-                continue;
-            }
+            _ = ping.tick() => (vec![Message::Ping(Bytes::new())], false),
         };
-        let frames = match (message.output, framing) {
-            (Some(Output::Stdout(bytes)), Framing::Binary) => vec![binary(STDOUT, &bytes)],
-            (Some(Output::Stderr(bytes)), Framing::Binary) => vec![binary(STDERR, &bytes)],
-            (Some(Output::Stdout(bytes)), Framing::Json) => text("stdout", stdout.push(&bytes)),
-            (Some(Output::Stderr(bytes)), Framing::Json) => text("stderr", stderr.push(&bytes)),
-            (Some(Output::Exit(exit)), framing) => {
-                let last = match framing {
-                    Framing::Binary => vec![binary(EXIT, &exit.code.to_be_bytes())],
-                    Framing::Json => {
-                        let mut frames = text("stdout", stdout.finish());
-                        frames.extend(text("stderr", stderr.finish()));
-                        let exit = json!({ "type": "exit", "code": exit.code, "exit": exit.code });
-                        frames.push(Message::Text(exit.to_string().into()));
-                        frames
-                    }
-                };
-                for frame in last {
-                    if socket.send(frame).await.is_err() {
-                        return;
-                    }
-                }
-                return close(&mut socket, close_code::NORMAL, "").await;
+        for message in messages {
+            if frames.send(message).await.is_err() {
+                return End::Client;
             }
-            (Some(Output::Started(_)) | None, _) => Vec::new(),
-        };
-        for frame in frames {
-            if socket.send(frame).await.is_err() {
-                return;
+        }
+        if ended {
+            return End::Command;
+        }
+    }
+}
+
+/// Output as the client's frames.
+#[derive(Debug)]
+struct Writer {
+    framing: Framing,
+    stdout: Utf8,
+    stderr: Utf8,
+}
+
+impl Writer {
+    fn write(&mut self, output: Output) -> Vec<Message> {
+        match (output, self.framing) {
+            (Output::Started(_), _) => Vec::new(),
+            // Both have the same numbers for the two streams.
+            (Output::Stdout(bytes), Framing::Binary | Framing::Spawn) => vec![binary(STDOUT, &bytes)],
+            (Output::Stderr(bytes), Framing::Binary | Framing::Spawn) => vec![binary(STDERR, &bytes)],
+            (Output::Stdout(bytes), Framing::Json) => text("stdout", self.stdout.push(&bytes)),
+            (Output::Stderr(bytes), Framing::Json) => text("stderr", self.stderr.push(&bytes)),
+            (Output::Exit(exit), Framing::Binary) => vec![binary(EXIT, &exit.code.to_be_bytes())],
+            (Output::Exit(exit), Framing::Json | Framing::Spawn) => {
+                let mut frames = text("stdout", self.stdout.finish());
+                frames.extend(text("stderr", self.stderr.finish()));
+                let exit = json!({ "type": "exit", "code": exit.code, "exit": exit.code });
+                frames.push(Message::Text(exit.to_string().into()));
+                frames
             }
         }
     }
@@ -227,11 +347,16 @@ fn text(kind: &str, data: String) -> Vec<Message> {
     vec![Message::Text(json!({ "type": kind, "data": data }).to_string().into())]
 }
 
-fn binary_frame(frame: &Bytes) -> Asked {
-    match frame.first() {
-        Some(&STDIN) => Asked::Input(Input::Stdin(frame.slice(1..))),
-        Some(&STDIN_END) => Asked::Input(Input::CloseStdin(CloseStdin {})),
-        _ => Asked::Nothing,
+fn binary_frame(frame: &Bytes) -> Option<Input> {
+    let (channel, payload) = frame.split_first()?;
+    match (*channel, payload) {
+        (STDIN, _) => Some(Input::Stdin(frame.slice(1..))),
+        (STDIN_END, _) => Some(Input::CloseStdin(CloseStdin {})),
+        (RESIZE, [rows_high, rows_low, columns_high, columns_low]) => Some(Input::Resize(TerminalSize {
+            rows: u16::from_be_bytes([*rows_high, *rows_low]).into(),
+            columns: u16::from_be_bytes([*columns_high, *columns_low]).into(),
+        })),
+        _ => None,
     }
 }
 
@@ -242,6 +367,10 @@ enum JsonFrame {
         data: String,
     },
     StdinClose,
+    Resize {
+        rows: u32,
+        cols: u32,
+    },
     Signal {
         signal: String,
     },
@@ -249,16 +378,20 @@ enum JsonFrame {
     Unknown,
 }
 
-fn json_frame(text: &str) -> Result<Asked, String> {
+fn json_frame(text: &str) -> Result<Option<Input>, String> {
     let frame: JsonFrame = serde_json::from_str(text).map_err(|error| format!("not a frame: {error}"))?;
     match frame {
-        JsonFrame::Stdin { data } => Ok(Asked::Input(Input::Stdin(data.into()))),
-        JsonFrame::StdinClose => Ok(Asked::Input(Input::CloseStdin(CloseStdin {}))),
+        JsonFrame::Stdin { data } => Ok(Some(Input::Stdin(data.into()))),
+        JsonFrame::StdinClose => Ok(Some(Input::CloseStdin(CloseStdin {}))),
+        JsonFrame::Resize { rows, cols } => match roost_control::terminal_size(rows, cols) {
+            Ok(size) => Ok(Some(Input::Resize(size))),
+            Err(error) => Err(error.message),
+        },
         JsonFrame::Signal { signal } => match signal_number(&signal) {
-            Some(number) => Ok(Asked::Input(Input::Signal(number))),
+            Some(number) => Ok(Some(Input::Signal(number))),
             None => Err(format!("unknown signal {signal:?}")),
         },
-        JsonFrame::Unknown => Ok(Asked::Nothing),
+        JsonFrame::Unknown => Ok(None),
     }
 }
 
@@ -282,6 +415,9 @@ fn signal_number(name: &str) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::LARGEST_PIECE;
     use super::*;
 
     #[test]
@@ -301,24 +437,72 @@ mod tests {
     }
 
     #[test]
+    fn a_terminal_is_there_when_it_is_asked_for() {
+        let size = |rows, columns| Some(TerminalSize { rows, columns });
+        let cases = [
+            ("command=x", None),
+            ("command=x&tty=false&rows=5", None),
+            ("command=x&tty=true", size(24, 80)),
+            ("command=x&rows=50", size(50, 80)),
+            ("command=x&cols=132&tty=1", size(24, 132)),
+        ];
+        for (query, expected) in cases {
+            assert_eq!(command(query).unwrap().terminal, expected, "{query}");
+        }
+    }
+
+    #[test]
     fn a_bad_command_is_refused_before_the_upgrade() {
         assert_eq!(command("").unwrap_err().code, ErrorCode::MissingParam);
-        for query in ["command=x&env=A", "command=x&env=%7Bx", "command=x&tty=true"] {
-            assert_eq!(command(query).unwrap_err().code, ErrorCode::ValidationFailed, "{query}");
+        let bad = ["env=A", "env=%7Bx", "tty=yes", "rows=0", "cols=1001", "rows=-1", "rows=x"];
+        for query in bad {
+            let error = command(&format!("command=x&{query}")).unwrap_err();
+            assert_eq!(error.code, ErrorCode::ValidationFailed, "{query}");
         }
     }
 
     #[test]
     fn unknown_frames_are_ignored_and_broken_ones_are_not() {
-        assert_eq!(binary_frame(&Bytes::from_static(b"\x77x")), Asked::Nothing);
-        assert_eq!(binary_frame(&Bytes::new()), Asked::Nothing);
-        assert_eq!(json_frame(r#"{"type":"new-thing"}"#), Ok(Asked::Nothing));
-        assert_eq!(
-            json_frame(r#"{"type":"signal","signal":"SIGTERM"}"#),
-            Ok(Asked::Input(Input::Signal(15)))
-        );
-        for text in ["", "{", "[]", r#"{"type":"stdin"}"#, r#"{"type":"signal","signal":"SIGNOPE"}"#] {
+        assert_eq!(binary_frame(&Bytes::from_static(b"\x77x")), None);
+        assert_eq!(binary_frame(&Bytes::new()), None);
+        assert_eq!(binary_frame(&Bytes::from_static(b"\x05\0")), None);
+        let resize = Input::Resize(TerminalSize { rows: 40, columns: 260 });
+        assert_eq!(binary_frame(&Bytes::from_static(b"\x05\0\x28\x01\x04")), Some(resize.clone()));
+        assert_eq!(json_frame(r#"{"type":"resize","rows":40,"cols":260}"#), Ok(Some(resize)));
+        assert_eq!(json_frame(r#"{"type":"new-thing"}"#), Ok(None));
+        assert_eq!(json_frame(r#"{"type":"signal","signal":"SIGTERM"}"#), Ok(Some(Input::Signal(15))));
+        let broken = [
+            "",
+            "{",
+            "[]",
+            r#"{"type":"stdin"}"#,
+            r#"{"type":"signal","signal":"SIGNOPE"}"#,
+            r#"{"type":"resize","rows":0,"cols":1}"#,
+        ];
+        for text in broken {
             assert!(json_frame(text).is_err(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_becomes_what_its_channel_says(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let frame = Bytes::from(bytes);
+            match binary_frame(&frame) {
+                Some(Input::Stdin(data)) => prop_assert!(frame[0] == STDIN && data == frame[1..]),
+                Some(Input::CloseStdin(_)) => prop_assert_eq!(frame[0], STDIN_END),
+                Some(Input::Resize(_)) => prop_assert!(frame[0] == RESIZE && frame.len() == 5),
+                Some(other) => prop_assert!(false, "{:?}", other),
+                None => prop_assert!(!matches!(frame.first(), Some(&(STDIN | STDIN_END)))),
+            }
+        }
+
+        #[test]
+        fn input_of_any_length_arrives_whole(length in 0..4 * LARGEST_PIECE) {
+            let data = Bytes::from(vec![7; length]);
+            let pieces: Vec<Bytes> = in_pieces(data.clone()).collect();
+            prop_assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= LARGEST_PIECE));
+            prop_assert_eq!(pieces.concat(), data.to_vec());
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod exec;
 mod rfb;
+pub(crate) mod terminal;
 pub(crate) mod tunnel;
 mod utf8;
 pub(crate) mod vnc;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::http::request::Parts;
+use bytes::Bytes;
 use roost_api::{ApiError, ErrorCode};
 
 use crate::App;
@@ -18,6 +20,14 @@ use crate::envelope::Refusal;
 
 /// How often an idle connection is pinged, so that proxies between keep it open.
 const PING_EVERY: Duration = Duration::from_secs(30);
+
+/// What a client sends in one frame reaches the computer in pieces of at most so many bytes.
+const LARGEST_PIECE: usize = 64 * 1024;
+
+fn in_pieces(data: Bytes) -> impl Iterator<Item = Bytes> {
+    let length = data.len();
+    (0..length).step_by(LARGEST_PIECE).map(move |start| data.slice(start..length.min(start + LARGEST_PIECE)))
+}
 
 /// The upgrade of a request, or 426 for a request that asks for none.
 async fn upgrade(parts: &mut Parts, app: &App) -> Result<WebSocketUpgrade, Refusal> {

@@ -16,7 +16,7 @@ use tower::ServiceExt;
 use crate::programs::Guest;
 use crate::support::{Server, keys};
 
-async fn on_the_network(server: &Server) -> SocketAddr {
+pub async fn on_the_network(server: &Server) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = server.router.clone().into_make_service_with_connect_info::<SocketAddr>();
@@ -24,16 +24,24 @@ async fn on_the_network(server: &Server) -> SocketAddr {
     address
 }
 
+pub type Socket = WebSocketStream<TcpStream>;
+
 /// Opens a socket, or answers the status of the refusal.
-async fn socket(
+async fn socket(address: SocketAddr, path: &str, key: Option<&str>) -> Result<Socket, u16> {
+    let key = key.map(|key| format!("Bearer {key}"));
+    let mut headers = vec![("sec-websocket-protocol", "binary")];
+    headers.extend(key.as_deref().map(|key| ("authorization", key)));
+    socket_with(address, path, &headers).await
+}
+
+pub async fn socket_with(
     address: SocketAddr,
     path: &str,
-    key: Option<&str>,
-) -> Result<WebSocketStream<TcpStream>, u16> {
+    headers: &[(&'static str, &str)],
+) -> Result<Socket, u16> {
     let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
-    request.headers_mut().insert("sec-websocket-protocol", "binary".parse().unwrap());
-    if let Some(key) = key {
-        request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+    for (name, value) in headers {
+        request.headers_mut().insert(*name, value.parse().unwrap());
     }
     let stream = TcpStream::connect(address).await.unwrap();
     match tokio_tungstenite::client_async(request, stream).await {

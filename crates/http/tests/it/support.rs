@@ -8,8 +8,8 @@ use camino::Utf8PathBuf;
 use http_body_util::BodyExt;
 use roost_api::Size;
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, StreamKey,
-    TemplateError, TemplateFiles, Templates, WarmFiles,
+    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, SealKey, Sharing,
+    StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_http::{App, Outgoing, Reach};
 use roost_launch::simulated::Simulated;
@@ -126,6 +126,7 @@ impl Server {
             outbound: Arc::new(Outgoing::new(Reach::Anywhere).unwrap()),
             credits: CreditConfig::default(),
             sharing: Sharing::default(),
+            files: FileConfig::default(),
         };
         let templates = Arc::new(OneTemplate);
         let control = Control::start(store.clone(), launcher.clone(), templates, config, Arc::new(NoHook));
