@@ -51,9 +51,23 @@ impl Client {
         &self.key
     }
 
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where the server's sockets are.
+    pub(crate) fn socket_origin(&self) -> String {
+        self.url.replacen("http", "ws", 1)
+    }
+
     /// The address of a WebSocket route.
     pub(crate) fn socket_url(&self, path: &str) -> String {
-        format!("{}/api/v1{path}", self.url.replacen("http", "ws", 1))
+        format!("{}/api/v1{path}", self.socket_origin())
+    }
+
+    /// A request that is not sent yet.
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(&self.key)
     }
 
     pub(crate) async fn send(
@@ -62,8 +76,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Response> {
-        let mut request =
-            self.http.request(method, format!("{}/api/v1{path}", self.url)).bearer_auth(&self.key);
+        let mut request = self.request(method, path);
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -72,6 +72,9 @@ pub(crate) struct OpenArgs {
     /// A link without the computer's own host name, for browsers that do not resolve `*.localhost`
     #[arg(long)]
     path: bool,
+    /// A terminal instead of the desktop
+    #[arg(long)]
+    terminal: bool,
 }
 
 #[derive(Debug, Args)]
@@ -201,7 +204,12 @@ pub(crate) async fn open(client: &Client, args: &OpenArgs, json: bool) -> anyhow
         client.call(Method::POST, &format!("/computers/{}/stream-token", computer.id), None).await?;
     let urls: ComputerUrls =
         client.call(Method::GET, &format!("/computers/{}/urls", computer.id), None).await?;
-    let page = if args.path { urls.desktop_path_url } else { urls.desktop_url };
+    let page = match (args.terminal, args.path) {
+        (false, false) => urls.desktop_url,
+        (false, true) => urls.desktop_path_url,
+        (true, false) => urls.terminal_page_url,
+        (true, true) => urls.terminal_path_url,
+    };
     // Behind `#` the token stays in the browser: it is in no request and no log.
     let link = format!("{page}#auth={}", token.token);
     if json {

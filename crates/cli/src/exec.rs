@@ -1,19 +1,24 @@
 //! `roost exec`: a command in a computer, its streams connected to ours.
 
+use std::convert::Infallible;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use futures_util::{SinkExt, StreamExt};
+use roost_api::Computer;
 use serde_json::json;
-use std::io::IsTerminal;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
 
-use crate::client::{Client, refusal};
+use crate::client::Client;
 use crate::output::print_json;
+use crate::shell::local_environment;
+use crate::socket::{SocketError, connect, framed};
+use crate::terminal::{RawMode, Size, keys};
 
 const PROTOCOL: &str = "miosa-exec-v1";
 
@@ -30,6 +35,12 @@ pub(crate) struct ExecArgs {
     /// Variables for the command
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
+    /// Pass on what is typed
+    #[arg(short, long)]
+    interactive: bool,
+    /// Run it on a terminal
+    #[arg(short, long = "tty")]
+    terminal: bool,
     /// One argument is a line for the shell; several are a program and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     command: Vec<String>,
@@ -41,58 +52,113 @@ pub(crate) async fn exec(client: &Client, args: &ExecArgs, json: bool) -> anyhow
         [line] => line.clone(),
         words => words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "),
     };
+    let size = args.terminal.then(|| Size::now().unwrap_or(Size { rows: 24, columns: 80 }));
+    let size = size.map(|size| (size.rows.to_string(), size.columns.to_string()));
+    let mut env = args.env.clone();
+    if args.terminal {
+        for (name, value) in local_environment() {
+            env.insert(0, format!("{name}={}", value.as_str().unwrap_or_default()));
+        }
+    }
     let mut query = vec![("command", line.as_str())];
     query.extend(args.cwd.as_deref().map(|cwd| ("cwd", cwd)));
     query.extend(args.user.as_deref().map(|user| ("user", user)));
-    query.extend(args.env.iter().map(|pair| ("env", pair.as_str())));
+    query.extend(env.iter().map(|pair| ("env", pair.as_str())));
+    if let Some((rows, columns)) = &size {
+        query.extend([("tty", "true"), ("rows", rows), ("cols", columns)]);
+    }
+    // A person at a terminal without `-i` is not asked for input; a pipe or a file is passed on.
+    let streams = match (args.terminal, args.interactive || !std::io::stdin().is_terminal()) {
+        _ if json => Streams::Collected,
+        (true, true) => Streams::Terminal,
+        (false, true) => Streams::Passed,
+        (_, false) => Streams::NoInput,
+    };
+    run(client, &computer, &query, streams).await
+}
+
+/// What becomes of the streams of a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Streams {
+    /// They are ours.
+    Passed,
+    /// The same, but it gets no input.
+    NoInput,
+    /// Both ends are terminals.
+    Terminal,
+    /// Its output is printed as JSON when it has ended. Its input is ours if that is no terminal.
+    Collected,
+}
+
+const STDIN: u8 = 0x00;
+const STDIN_END: u8 = 0x04;
+const RESIZE: u8 = 0x05;
+
+/// Runs a command to its end, and ends with its code.
+pub(crate) async fn run(
+    client: &Client,
+    computer: &Computer,
+    query: &[(&str, &str)],
+    streams: Streams,
+) -> anyhow::Result<ExitCode> {
     let base = client.socket_url(&format!("/computers/{}/exec/stream", computer.id));
     let url =
-        reqwest::Url::parse_with_params(&base, &query).context("the address of the server is not valid")?;
-
-    let mut request = url.as_str().into_client_request()?;
-    let headers = request.headers_mut();
-    headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {}", client.key()))?);
-    headers.insert("sec-websocket-protocol", HeaderValue::from_static(PROTOCOL));
-    let (socket, _) = match tokio_tungstenite::connect_async(request).await {
-        Ok(connected) => connected,
-        Err(tokio_tungstenite::tungstenite::Error::Http(response)) => {
-            let body = response.body().as_deref().unwrap_or_default();
-            return Err(refusal(response.status().as_u16(), &String::from_utf8_lossy(body)));
-        }
-        Err(error) => return Err(error).context("failed to reach the server: is it running?"),
-    };
+        reqwest::Url::parse_with_params(&base, query).context("the address of the server is not valid")?;
+    let socket = connect(client, url.as_str(), Some(PROTOCOL)).await.map_err(|error| match error {
+        SocketError::Refused(refused) => refused,
+        other => other.into(),
+    })?;
     let (mut sink, mut stream) = socket.split();
-
-    // A person at a terminal without `-it` is not asked for input; a pipe or a file is passed on.
+    let raw = match streams {
+        Streams::Terminal => RawMode::enter().context("failed to take over this terminal")?,
+        Streams::Passed | Streams::NoInput | Streams::Collected => None,
+    };
+    let has_input = match streams {
+        Streams::Passed | Streams::Terminal => true,
+        Streams::NoInput => false,
+        Streams::Collected => !std::io::stdin().is_terminal(),
+    };
+    let mut resized = signal(SignalKind::window_change())?;
     let feed = async {
-        let mut stdin = tokio::io::stdin();
-        if !std::io::stdin().is_terminal() {
-            let mut buffer = vec![0; 64 * 1024];
-            loop {
-                let length = stdin.read(&mut buffer[1..]).await.context("failed to read standard input")?;
-                if length == 0 {
-                    break;
-                }
-                buffer[0] = 0x00;
-                // A command that has ended takes no input; its exit code is on the way.
-                if sink.send(Message::binary(buffer[..=length].to_vec())).await.is_err() {
-                    break;
-                }
+        let mut keys = has_input.then(keys);
+        if keys.is_none() {
+            // The exit code says whether that arrived.
+            drop(sink.send(framed(STDIN_END, &[])).await);
+        }
+        loop {
+            let frame = tokio::select! {
+                pressed = next_of(&mut keys) => match pressed {
+                    Some(pressed) => framed(STDIN, &pressed),
+                    None => {
+                        keys = None;
+                        framed(STDIN_END, &[])
+                    }
+                },
+                _ = resized.recv(), if streams == Streams::Terminal => match Size::now() {
+                    Some(size) => {
+                        let [a, b] = size.rows.to_be_bytes();
+                        let [c, d] = size.columns.to_be_bytes();
+                        framed(RESIZE, &[a, b, c, d])
+                    }
+                    None => continue,
+                },
+            };
+            // A command that has ended takes no input; its exit code is on the way.
+            if sink.send(frame).await.is_err() {
+                return std::future::pending::<Infallible>().await;
             }
         }
-        drop(sink.send(Message::binary(vec![0x04])).await);
-        // The connection stays open for output until the command ends.
-        std::future::pending::<anyhow::Result<()>>().await
     };
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let is_collected = streams == Streams::Collected;
     let collect = async {
         while let Some(message) = stream.next().await {
             let Message::Binary(frame) = message.context("the connection to the server was lost")? else {
                 continue;
             };
             match frame.split_first() {
-                Some((0x01, bytes)) if json => stdout.extend_from_slice(bytes),
-                Some((0x02, bytes)) if json => stderr.extend_from_slice(bytes),
+                Some((0x01, bytes)) if is_collected => stdout.extend_from_slice(bytes),
+                Some((0x02, bytes)) if is_collected => stderr.extend_from_slice(bytes),
                 Some((0x01, bytes)) => write(tokio::io::stdout(), bytes).await?,
                 Some((0x02, bytes)) => write(tokio::io::stderr(), bytes).await?,
                 Some((0x03, bytes)) => {
@@ -105,10 +171,12 @@ pub(crate) async fn exec(client: &Client, args: &ExecArgs, json: bool) -> anyhow
         bail!("the connection ended before the command did; it may have had effects")
     };
     let code = tokio::select! {
-        code = collect => code?,
-        Err(error) = feed => return Err(error),
+        code = collect => code,
+        never = feed => match never {},
     };
-    if json {
+    drop(raw);
+    let code = code?;
+    if is_collected {
         print_json(&json!({
             "stdout": String::from_utf8_lossy(&stdout),
             "stderr": String::from_utf8_lossy(&stderr),
@@ -116,6 +184,14 @@ pub(crate) async fn exec(client: &Client, args: &ExecArgs, json: bool) -> anyhow
         }))?;
     }
     Ok(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX)))
+}
+
+/// The next piece of input; `None` at its end, and never anything where there is none.
+async fn next_of(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match keys {
+        Some(keys) => keys.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn write(mut out: impl tokio::io::AsyncWrite + Unpin, bytes: &[u8]) -> anyhow::Result<()> {

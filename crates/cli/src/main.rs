@@ -4,16 +4,22 @@ mod app;
 mod client;
 mod commands;
 mod config;
+mod copy;
 mod doctor;
 mod exec;
+mod forward;
 mod image;
 mod machine;
 mod metering;
 mod output;
 mod serve;
+mod shell;
 mod snapshot;
+mod socket;
+mod ssh;
 mod stream;
 mod templates;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -62,6 +68,16 @@ enum Command {
     Delete(commands::DeleteArgs),
     /// Run a command in a computer; ends with the command's exit code
     Exec(exec::ExecArgs),
+    /// Open a terminal session in a computer; it stays when the connection is lost
+    Shell(shell::ShellArgs),
+    /// Copy files to a computer and back
+    Cp(copy::CpArgs),
+    /// Bring a port of a computer to this machine
+    Port(forward::PortArgs),
+    /// Log in with ssh; nothing has to listen in the computer
+    Ssh(ssh::SshArgs),
+    /// The proxy command for ssh and scp: `ProxyCommand roost ssh-proxy %h`
+    SshProxy(ssh::SshProxyArgs),
     /// List, install and start desktop programs
     #[command(subcommand)]
     App(app::AppCommand),
@@ -157,6 +173,11 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Snapshot(command) => snapshot::run(&client()?, &command, json).await?,
         Command::Delete(args) => commands::delete(&client()?, &args, json).await?,
         Command::Exec(args) => return exec::exec(&client()?, &args, json).await,
+        Command::Shell(args) => return shell::shell(&client()?, args, json).await,
+        Command::Cp(args) => copy::copy(&client()?, &args, json).await?,
+        Command::Port(args) => forward::port(client()?, &args, json).await?,
+        Command::Ssh(args) => return ssh::ssh(&client()?, &args).await,
+        Command::SshProxy(args) => return ssh::proxy(&client()?, &args).await,
         Command::App(command) => app::run(&client()?, &command, json).await?,
         Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,
         Command::Open(args) => commands::open(&client()?, &args, json).await?,

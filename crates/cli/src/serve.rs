@@ -13,7 +13,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use roost_api::{MicroCredits, Price, Prices, Size};
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, StreamKey, Templates,
+    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, SealKey, Sharing,
+    StreamKey, Templates,
 };
 use roost_http::{App, Origin, Outgoing, RateLimit, Reach};
 use roost_image::DESKTOP;
@@ -76,6 +77,15 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "ROOST_WEBHOOKS_ANYWHERE")]
     webhooks_anywhere: bool,
 
+    /// Directory whose files the API may reach, in every computer; may be repeated [default: /workspace /home /root /tmp
+    /// /opt /srv]
+    #[arg(long = "file-root", env = "ROOST_FILE_ROOTS", value_delimiter = ',', value_name = "DIR", value_parser = file_root)]
+    file_roots: Vec<String>,
+
+    /// How large a file may be that is sent to a computer, in MiB [default: as large as its disk]
+    #[arg(long, env = "ROOST_MAX_FILE_MIB", value_name = "MIB")]
+    max_file_mib: Option<u32>,
+
     /// How many days events are kept
     #[arg(long, env = "ROOST_EVENT_DAYS", default_value_t = 7, value_name = "DAYS")]
     event_days: u32,
@@ -89,8 +99,27 @@ pub(crate) struct ServeArgs {
     log_format: LogFormat,
 }
 
+impl ServeArgs {
+    fn files(&self) -> FileConfig {
+        let default = FileConfig::default();
+        FileConfig {
+            roots: if self.file_roots.is_empty() { default.roots } else { self.file_roots.clone() },
+            most_bytes: self.max_file_mib.map(|mebibytes| u64::from(mebibytes) * 1024 * 1024),
+        }
+    }
+}
+
+fn file_root(text: &str) -> Result<String, String> {
+    let is_plain = text.starts_with('/') && !text.split('/').any(|name| name == ".." || name == ".");
+    match text.trim_end_matches('/') {
+        root if is_plain && !root.is_empty() => Ok(root.to_owned()),
+        _ => Err("not an absolute path of a directory below /".to_owned()),
+    }
+}
+
 pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     crate::output::log(args.log_format);
+    let files = args.files();
     let data = args.data.data()?;
     let templates_dir = args.data.templates()?;
     make_data_directory(&data)?;
@@ -154,6 +183,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         })?),
         credits: CreditConfig { prices, starting: args.starting_credits.map(MicroCredits::from_credits) },
         sharing: Sharing { locks: Some(data.join("servers")), ..Sharing::default() },
+        files,
     };
     let built = HostTemplates::new(templates, verdict.accelerator, verdict.qemu.full.clone());
     let built = read_memories(built, template.digest.to_string()).await?;
