@@ -1,7 +1,7 @@
 import { defineConfig } from 'vite';
 
-// Two pages, one origin-absolute `/assets/`: the desktop page is served both at the root of a
-// computer's own host name and at `/desktop/<id>/`, so relative asset links would break in one of them.
+// Three pages, one origin-absolute `/assets/`: desktop and terminal are served both at the root of a
+// computer's own host name and below `/desktop/<id>/` and `/terminal/<id>/`, so relative asset links would break in one of them.
 export default defineConfig({
   base: '/',
   build: {
@@ -11,7 +11,7 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     rollupOptions: {
-      input: { home: 'index.html', desktop: 'desktop/index.html' },
+      input: { home: 'index.html', desktop: 'desktop/index.html', terminal: 'terminal/index.html' },
     },
   },
 });

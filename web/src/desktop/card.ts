@@ -16,6 +16,9 @@ interface Content {
   action?: string;
 }
 
+/** What the page shows when nothing is in the way. */
+export type Thing = 'desktop' | 'terminal';
+
 export interface CardEvents {
   /** The person pasted something; the answer is a complaint, or null when it was good. */
   pasted(text: string): string | null;
@@ -38,9 +41,11 @@ export class Card {
   readonly #problem = element('card-problem', HTMLElement);
   readonly #action = element('card-action', HTMLButtonElement);
   readonly #announce = element('announce', HTMLElement);
+  readonly #thing: Thing;
   #ticker: ReturnType<typeof setInterval> | undefined;
 
-  constructor(events: CardEvents) {
+  constructor(events: CardEvents, thing: Thing) {
+    this.#thing = thing;
     this.#form.addEventListener('submit', (event) => {
       event.preventDefault();
       const problem = events.pasted(this.#link.value);
@@ -80,7 +85,7 @@ export class Card {
   /** `name` is for the reader, `handle` is what commands call the computer. */
   show(view: View, name: string, handle: string): void {
     clearInterval(this.#ticker);
-    const content = contentFor(view, name, handle);
+    const content = contentFor(view, name, handle, this.#thing);
     this.#card.hidden = content === null;
     this.#announce.textContent = content === null ? 'Connected' : `${content.title} ${content.text}`;
     if (content === null) {
@@ -119,28 +124,28 @@ export class Card {
   }
 }
 
-function contentFor(view: View, name: string, handle: string): Content | null {
+function contentFor(view: View, name: string, handle: string, thing: Thing): Content | null {
   switch (view.kind) {
     case 'connected':
       return null;
     case 'connecting':
-      return { title: `Connecting to ${name}`, text: 'The desktop appears in a moment.', spinner: true };
+      return { title: `Connecting to ${name}`, text: `The ${thing} appears in a moment.`, spinner: true };
     case 'lost':
       return view.retryAt === null
         ? { title: 'Connection lost', text: `${view.reason} Connecting again…`, spinner: true }
         : { title: 'Connection lost', text: view.reason, action: 'Try now' };
     case 'waiting':
-      return waitingContent(view.status, name, handle);
+      return waitingContent(view.status, name, handle, thing);
     case 'gone':
       return { title: 'This computer does not exist', text: 'It was deleted, or the address has a mistake in it.' };
     case 'needs-link':
       return {
-        title: view.why === 'missing' ? 'This desktop is protected' : 'This link does not work any more',
+        title: view.why === 'missing' ? `This ${thing} is protected` : 'This link does not work any more',
         text:
           view.why === 'missing'
             ? 'It opens with its viewer password, or with a link made for it.'
             : 'Links expire, and each is good for one computer.',
-        command: `roost open ${handle}`,
+        command: `roost open ${thing === 'terminal' ? '--terminal ' : ''}${handle}`,
         form: true,
       };
     default:
@@ -148,20 +153,20 @@ function contentFor(view: View, name: string, handle: string): Content | null {
   }
 }
 
-/** The card of a computer without a desktop. The page connects by itself once the computer runs. */
-function waitingContent(status: string, name: string, handle: string): Content {
+/** The card of a computer that does not run. The page connects by itself once the computer runs. */
+function waitingContent(status: string, name: string, handle: string, thing: Thing): Content {
   switch (status) {
     case 'creating':
     case 'provisioning':
     case 'starting':
-      return { title: `${name} is starting`, text: 'The desktop appears here when it is ready.', spinner: true };
+      return { title: `${name} is starting`, text: `The ${thing} appears here when it is ready.`, spinner: true };
     case 'stopping':
       return { title: `${name} is stopping`, text: 'Its files are kept.', spinner: true };
     case 'stopped':
     case 'paused':
       return {
         title: `${name} is ${status}`,
-        text: 'The desktop appears here as soon as it runs. Start it with:',
+        text: `The ${thing} appears here as soon as it runs. Start it with:`,
         command: `roost start ${handle}`,
       };
     case 'error':

@@ -62,7 +62,7 @@ export function directoryOf(url: URL): string {
 
 /** Which computer a page belongs to before the server was asked: its slug or its id, as in the address. */
 export function computerIn(url: URL): string | null {
-  const fromPath = /^\/desktop\/([\w-]+)\//.exec(url.pathname)?.[1];
+  const fromPath = /^\/(?:desktop|terminal)\/([\w-]+)\//.exec(url.pathname)?.[1];
   if (fromPath !== undefined) {
     return fromPath;
   }

@@ -38,7 +38,7 @@ const toolbar = new Toolbar({
   focusDesktop: () => connection.focus(),
 });
 const clipboard = new ClipboardPanel((text) => connection.pasteIntoGuest(text));
-const card = new Card({ pasted, unlock, retry: () => connection.retryNow() });
+const card = new Card({ pasted, unlock, retry: () => connection.retryNow() }, 'desktop');
 const connection = new Connection(page, element('screen', HTMLElement), {
   view: showView,
   session(session) {
