@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import miosa
 import pytest
+import websockets
 from miosa.resources.computer import Computer
 
 URL = os.environ["ROOST_URL"]
@@ -329,6 +330,106 @@ def test_stream_token_and_credentials(computer: Computer) -> None:
     assert socket.scheme in {"ws", "wss"}
     assert socket.path == f"/ws/vnc/{computer.id}"
     assert parse_qs(socket.query)["auth"] == [credentials["token"]]
+
+
+# --- files ---
+
+
+def test_files_there_and_back(computer: Computer, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    local = tmp_path / "a b.bin"
+    local.write_bytes(content)
+    assert computer.files.upload(local, "/workspace/up/").success
+    assert computer.files.download("/workspace/up/a b.bin") == content
+    assert computer.bash("stat -c '%U %a' '/workspace/up/a b.bin' /workspace/up").stdout == "user 644\nuser 755\n"
+
+    computer.files.write_file("/home/user/text", "zwei\nZeilen é\n")
+    assert computer.files.read_file("/home/user/text") == "zwei\nZeilen é\n"
+    assert computer.bash("cat ~/text").stdout == "zwei\nZeilen é\n"
+    exported = computer.files.export("/home/user/text")
+    assert exported.success
+
+
+def test_files_are_arranged(computer: Computer) -> None:
+    fs = computer.fs("/workspace/tree")
+    fs.mkdir("deep/er")
+    fs.write_file("deep/one", "1")
+    computer.bash("ln -s one /workspace/tree/deep/link")
+    entries = {each.name: each for each in fs.readdir("deep")}
+    assert set(entries) == {"er", "link", "one"}
+    assert (entries["er"].is_dir, entries["link"].is_symlink, entries["one"].size) == (True, True, 1)
+    listed = {each.name: each for each in computer.files.list("/workspace/tree/deep")}
+    assert listed["one"].path == "/workspace/tree/deep/one"
+
+    computer.files.chmod("/workspace/tree/deep/one", 0o750)
+    stat = computer.files.stat("/workspace/tree/deep/one")
+    assert (stat.mode, stat.size, stat.is_dir) == (0o750, 1, False)
+    link = computer.files.stat("/workspace/tree/deep/link")
+    assert (link.is_symlink, link.symlink_target) == (True, "one")
+
+    computer.files.rename("/workspace/tree/deep", "/workspace/tree/moved")
+    computer.files.copy("/workspace/tree/moved", "/workspace/tree/copy", recursive=True)
+    assert computer.files.read_file("/workspace/tree/copy/one") == "1"
+    assert computer.files.delete("/workspace/tree/moved").success
+    with pytest.raises(miosa.NotFoundError):
+        computer.files.stat("/workspace/tree/moved")
+
+
+def test_files_stay_in_their_directories(computer: Computer) -> None:
+    computer.bash("ln -sfn /etc /workspace/out")
+    for path in ("/etc/shadow", "/workspace/../etc/shadow", "/workspace/out/shadow"):
+        with pytest.raises(miosa.MiosaError) as caught:
+            computer.files.download(path)
+        assert (caught.value.status_code, caught.value.code) == (403, "FORBIDDEN_PATH"), path
+
+
+# --- terminals ---
+
+
+def test_a_terminal_session(computer: Computer) -> None:
+    opened = computer.terminal.create(cols=100, rows=30, cwd="/tmp", env={"MARK": "from the client"})
+    assert (opened["cols"], opened["rows"], opened["computer_id"]) == (100, 30, computer.id)
+    resized = computer.terminal.resize(opened["session_id"], cols=90, rows=20)
+    assert (resized["cols"], resized["rows"]) == (90, 20)
+    with pytest.raises(miosa.NotFoundError):
+        computer.terminal.resize("no-such-session", cols=90, rows=20)
+
+    host = urlsplit(URL)
+    address = f"ws://{host.netloc}{urlsplit(opened['ws_url']).path}?session_id={opened['session_id']}"
+
+    async def look(typed: str | None, until: str) -> str:
+        """What a new viewer sees until a text is there."""
+        seen = ""
+        async with websockets.connect(f"{address}&auth={opened['token']}") as socket:
+            assert json.loads(await socket.recv())["session_id"] == opened["session_id"]
+            if typed is not None:
+                await socket.send(json.dumps({"type": "input", "data": typed}))
+            async with asyncio.timeout(PATIENCE):
+                while until not in seen:
+                    seen += json.loads(await socket.recv()).get("data", "")
+        return seen
+
+    asyncio.run(look('echo "<$MARK> $PWD $(stty size)"\r', "<from the client> /tmp 20 90"))
+    # Another connection sees what was there before it.
+    asyncio.run(look(None, "<from the client> /tmp 20 90"))
+
+
+def test_a_spawned_command_on_a_terminal(computer: Computer) -> None:
+    async def run() -> tuple[str, int]:
+        async with miosa.AsyncMiosa(API_KEY, base_url=URL, timeout=PATIENCE) as client:
+            found = await client.computers.get(computer.id)
+            process = await found.exec.spawn("stty -echo; tty; stty size; read x; stty size; exit 7", rows=33, cols=77)
+            text = ""
+            async for piece in process.stdout():
+                text += piece
+                if "33 77" in text and "44 88" not in text:
+                    await process.resize(44, 88)
+                    await process.write("\n")
+            return text, await process.wait()
+
+    text, code = asyncio.run(run())
+    assert "/dev/pts/" in text and "44 88" in text
+    assert code == 7
 
 
 # --- lifecycle; from here on nothing of the desktop above is left ---
