@@ -21,7 +21,7 @@ use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::testing::TestDatabase;
-use roost_store::{NewApiKey, Observed, WorkflowKind};
+use roost_store::{Observed, WorkflowKind};
 use tokio::runtime::Runtime;
 
 /// Longer than any test: nobody is given up for being slow.
@@ -85,15 +85,7 @@ impl Host {
             return None;
         }
         let home = store.home().await.unwrap();
-        let key = NewApiKey {
-            tenant: home.tenant,
-            user: home.user,
-            name: "test".to_owned(),
-            prefix: "msk".to_owned(),
-            hash: "hash".to_owned(),
-        };
-        store.insert_api_key(&key).await.unwrap();
-        let caller = store.caller_by_key_hash("hash").await.unwrap().unwrap();
+        let caller = home.administrator();
         let (launcher, count) = (Arc::default(), Arc::default());
         Some(Self { database, launcher, count, caller })
     }

@@ -10,7 +10,9 @@ use sqlx::{Row, Transaction};
 
 use crate::env::{NewVariable, insert_variables};
 use crate::events::record_status;
+use crate::places::lasting_place;
 use crate::query::QueryBuilder;
+use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
 use crate::status::{STATE, states};
 use crate::workflows::insert_workflow;
@@ -158,14 +160,14 @@ impl Store {
         Ok(())
     }
 
-    /// The tenant's computers that match, newest first.
+    /// The computers within reach that match, newest first.
     pub async fn computers(
         &self,
-        tenant: TenantId,
+        reach: &Reach,
         filter: &ComputerFilter,
     ) -> Result<Vec<ComputerRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
-        push_filter(&mut query, tenant, filter);
+        push_filter(&mut query, reach, filter);
         query.push(" ORDER BY c.created_at DESC, c.id DESC");
         if let Some((limit, offset)) = filter.page {
             query.push(" LIMIT ").push_bind(signed(limit)?);
@@ -176,13 +178,9 @@ impl Store {
     }
 
     /// How many match, on all pages.
-    pub async fn count_computers(
-        &self,
-        tenant: TenantId,
-        filter: &ComputerFilter,
-    ) -> Result<u64, StoreError> {
+    pub async fn count_computers(&self, reach: &Reach, filter: &ComputerFilter) -> Result<u64, StoreError> {
         let mut query = QueryBuilder::new(COUNT);
-        push_filter(&mut query, tenant, filter);
+        push_filter(&mut query, reach, filter);
         number(&query.build().fetch_one(&self.pool).await?, "n")
     }
 
@@ -317,8 +315,9 @@ impl Store {
     }
 }
 
-fn push_filter(query: &mut QueryBuilder, tenant: TenantId, filter: &ComputerFilter) {
-    query.push(" WHERE c.tenant_id = ").push_bind(tenant.to_string());
+fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter) {
+    query.push(" WHERE 1 = 1");
+    reach.push(query, Of::Computers);
     let equal = [
         (" AND c.workspace_id = ", filter.workspace.map(|id| id.to_string())),
         (" AND c.project_id = ", filter.project.map(|id| id.to_string())),
@@ -353,6 +352,7 @@ pub(crate) async fn insert(
     new: &NewComputer,
 ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
     let slug = free_slug(tx, &new.slug).await?;
+    let (workspace, project) = lasting_place(tx, new.tenant_id, new.workspace_id, new.project_id).await?;
     let now = Timestamp::now().as_micros();
     sqlx::query(
         "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
@@ -366,8 +366,8 @@ pub(crate) async fn insert(
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
     .bind(new.owner_user_id.to_string())
-    .bind(new.workspace_id.to_string())
-    .bind(new.project_id.to_string())
+    .bind(workspace.to_string())
+    .bind(project.to_string())
     .bind(&new.name)
     .bind(&slug)
     .bind(&new.template_type)

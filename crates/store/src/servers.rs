@@ -50,6 +50,8 @@ pub enum Change {
     Cancelled(ComputerId),
     Snapshot(SnapshotId),
     Event,
+    /// Keys, users or memberships.
+    Callers,
     /// A server has left.
     Servers,
     /// Some may have been missed.
@@ -265,6 +267,7 @@ impl Change {
             "cancelled" => id.parse().ok().map(Change::Cancelled),
             "snapshot" => id.parse().ok().map(Change::Snapshot),
             "event" => Some(Change::Event),
+            "callers" => Some(Change::Callers),
             "servers" => Some(Change::Servers),
             _ => None,
         };
