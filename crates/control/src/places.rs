@@ -266,7 +266,9 @@ impl Control {
         let name = required_name(request.name.as_deref())?;
         let given = slug("slug", request.slug.as_deref())?;
         let store = &self.inner.store;
-        let found = match (&request.workspace_id, &request.workspace_slug, &request.external_workspace_id) {
+        let workspace_slug = slug("workspace_slug", request.workspace_slug.as_deref())?;
+        let external = external_id("external_workspace_id", request.external_workspace_id.clone())?;
+        let found = match (&request.workspace_id, &workspace_slug, &external) {
             (Some(id), _, _) => return self.project_in(caller, id, name, given, request.clone()).await,
             (None, Some(slug), _) => store.workspace_by_slug(caller.tenant, slug).await?,
             (None, None, Some(external)) => store.workspace_by_external_id(caller.tenant, external).await?,

@@ -99,6 +99,9 @@ impl Store {
 
     /// By id or by slug.
     pub async fn tenant(&self, name: &str) -> Result<Option<TenantRecord>, StoreError> {
+        if name.contains('\0') {
+            return Ok(None); // no text of PostgreSQL
+        }
         let row = sqlx::query("SELECT * FROM tenants WHERE id = $1 OR slug = $1 ORDER BY created_at LIMIT 1")
             .bind(name)
             .fetch_optional(&self.pool)

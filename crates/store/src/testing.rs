@@ -12,7 +12,7 @@ use sqlx::migrate::Migrator;
 use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions, Executor};
 
 use crate::pool::{Engine, Pool, sqlite_address};
-use crate::{Caller, Confinement, DatabaseUrl, Home, KeyForm, Store, StoreError, migrator};
+use crate::{Caller, Confinement, DatabaseUrl, Home, KeyForm, NewKey, Store, StoreError, migrator};
 
 /// An empty database that nobody else uses.
 #[derive(Debug)]
@@ -88,6 +88,24 @@ impl Drop for TestDatabase {
 }
 
 impl Home {
+    /// An admin key of its owner, whose secret has this hash.
+    pub fn new_key(&self, hash: &str) -> NewKey {
+        let Caller { tenant, user, kind, form, scopes, confinement, .. } = self.administrator();
+        NewKey {
+            tenant,
+            user,
+            name: "test".to_owned(),
+            prefix: "msk".to_owned(),
+            hash: hash.to_owned(),
+            kind,
+            form,
+            scopes,
+            confinement,
+            expires_at: None,
+            metadata: std::collections::BTreeMap::new(),
+        }
+    }
+
     /// Its owner, as if they had asked with an admin key.
     pub fn administrator(&self) -> Caller {
         Caller {
