@@ -1,6 +1,7 @@
 //! One file per resource.
 
 pub(crate) mod admin;
+pub(crate) mod apps;
 pub(crate) mod auto_stop;
 pub(crate) mod catalog;
 pub(crate) mod computers;
