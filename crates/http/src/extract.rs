@@ -127,6 +127,9 @@ impl FromRequestParts<App> for Listener {
                     return Ok(Self(caller.clone())); // a ticket works once, and this is that once
                 }
                 let caller = app.control.redeem(&ticket).await?;
+                if let Some(scope) = scopes::needed(parts) {
+                    app.control.require_scope(&caller, scope)?;
+                }
                 parts.extensions.insert(Identified(caller.clone()));
                 Ok(Self(caller))
             }
