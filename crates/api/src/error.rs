@@ -55,6 +55,15 @@ pub enum ErrorCode {
     /// A request with this Idempotency-Key was carried out, and its answer cannot be given again.
     IdempotencyAnswerLost,
     DeliveryNotFound,
+    /// The request does not say clearly for which tenant it is.
+    TenantResolutionFailed,
+    /// There is no such tenant.
+    OrgNotFound,
+    /// The credential may not act in that tenant.
+    InvalidTenantContext,
+    WorkspaceForbidden,
+    /// `details.existing` is the workspace that has the name.
+    WorkspaceNameExists,
     /// The delivery has not ended yet.
     NotRedeliverable,
     TooLarge,
@@ -115,6 +124,11 @@ impl ErrorCode {
             ErrorCode::IdempotencyInProgress => "IDEMPOTENCY_IN_PROGRESS",
             ErrorCode::IdempotencyAnswerLost => "IDEMPOTENCY_ANSWER_LOST",
             ErrorCode::DeliveryNotFound => "DELIVERY_NOT_FOUND",
+            ErrorCode::TenantResolutionFailed => "TENANT_RESOLUTION_FAILED",
+            ErrorCode::OrgNotFound => "ORG_NOT_FOUND",
+            ErrorCode::InvalidTenantContext => "INVALID_TENANT_CONTEXT",
+            ErrorCode::WorkspaceForbidden => "WORKSPACE_FORBIDDEN",
+            ErrorCode::WorkspaceNameExists => "WORKSPACE_NAME_EXISTS",
             ErrorCode::NotRedeliverable => "NOT_REDELIVERABLE",
             ErrorCode::TooLarge => "TOO_LARGE",
             ErrorCode::FileTooLarge => "FILE_TOO_LARGE",
@@ -147,8 +161,12 @@ impl ErrorCode {
             | ErrorCode::MissingFile => 400,
             ErrorCode::InvalidToken | ErrorCode::WrongPassword => 401,
             ErrorCode::InsufficientCredits => 402,
-            ErrorCode::InsufficientScope | ErrorCode::Forbidden | ErrorCode::ForbiddenPath => 403,
-            ErrorCode::NotFound | ErrorCode::DeliveryNotFound => 404,
+            ErrorCode::InsufficientScope
+            | ErrorCode::Forbidden
+            | ErrorCode::ForbiddenPath
+            | ErrorCode::InvalidTenantContext
+            | ErrorCode::WorkspaceForbidden => 403,
+            ErrorCode::NotFound | ErrorCode::DeliveryNotFound | ErrorCode::OrgNotFound => 404,
             ErrorCode::MethodNotAllowed => 405,
             ErrorCode::InvalidState
             | ErrorCode::ComputerNotRunning
@@ -160,6 +178,7 @@ impl ErrorCode {
             | ErrorCode::NoSnapshotAvailable
             | ErrorCode::SnapshotAlreadyNamed
             | ErrorCode::NameTaken
+            | ErrorCode::WorkspaceNameExists
             | ErrorCode::IdempotencyKeyReused
             | ErrorCode::IdempotencyInProgress
             | ErrorCode::IdempotencyAnswerLost
@@ -169,7 +188,8 @@ impl ErrorCode {
             ErrorCode::ValidationFailed
             | ErrorCode::InvalidTtl
             | ErrorCode::TimeoutTooLong
-            | ErrorCode::DiskUnreadable => 422,
+            | ErrorCode::DiskUnreadable
+            | ErrorCode::TenantResolutionFailed => 422,
             ErrorCode::UpgradeRequired => 426,
             ErrorCode::RateLimited | ErrorCode::RateLimitExceeded => 429,
             ErrorCode::AgentUnavailable | ErrorCode::PortUnavailable => 502,
@@ -215,6 +235,11 @@ impl ErrorCode {
             | ErrorCode::IdempotencyKeyReused
             | ErrorCode::IdempotencyAnswerLost
             | ErrorCode::DeliveryNotFound
+            | ErrorCode::TenantResolutionFailed
+            | ErrorCode::OrgNotFound
+            | ErrorCode::InvalidTenantContext
+            | ErrorCode::WorkspaceForbidden
+            | ErrorCode::WorkspaceNameExists
             | ErrorCode::NotRedeliverable
             | ErrorCode::TooLarge
             | ErrorCode::FileTooLarge
@@ -278,6 +303,7 @@ impl ApiError {
                 request_id: request_id.to_owned(),
                 retryable: self.code.retryable(),
                 retry_after_ms: self.retry_after_ms,
+                existing: self.details.as_ref().and_then(|details| details.get("existing")).cloned(),
                 details: self.details.clone(),
             },
             message: self.message.clone(),
@@ -313,6 +339,9 @@ pub struct ErrorDetail {
     pub retryable: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// What has the name that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub existing: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
 }

@@ -21,4 +21,5 @@ mod programs;
 mod shell;
 mod snapshots;
 mod support;
+mod tenancy;
 mod webhooks;
