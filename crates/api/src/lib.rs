@@ -1,6 +1,7 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
 mod auto_stop;
+mod catalog;
 mod computer;
 mod connection;
 mod credits;
@@ -11,6 +12,7 @@ mod event;
 mod exec;
 mod id;
 mod metrics;
+mod numbers;
 mod port;
 mod size;
 mod snapshot;
@@ -18,9 +20,13 @@ mod time;
 mod webhook;
 
 pub use auto_stop::{AutoStop, ChangeAutoStop};
+pub use catalog::{
+    ComputeCatalog, ComputePricing, ComputeTemplate, NotARegion, Product, Region, RegionName, SizeOffer,
+    TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
+};
 pub use computer::{
     Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,
-    ListComputers, PageMeta, Readiness, Status, UpdateComputer, Visibility,
+    ListComputers, Order, PageMeta, Readiness, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,

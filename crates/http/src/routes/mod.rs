@@ -1,6 +1,7 @@
 //! One file per resource.
 
 pub(crate) mod auto_stop;
+pub(crate) mod catalog;
 pub(crate) mod computers;
 pub(crate) mod connection;
 pub(crate) mod credits;

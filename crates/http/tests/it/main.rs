@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod autostop;
+mod catalog;
+mod computers;
 mod connection;
 mod credits;
 mod env;
