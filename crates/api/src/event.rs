@@ -67,6 +67,20 @@ pub enum Event {
     CreditsExhausted {
         balance_credits: i64,
     },
+    /// An app is being installed: so far, in percent.
+    AppInstalling {
+        app: String,
+        progress: u8,
+    },
+    AppInstalled {
+        app: String,
+    },
+    /// An app could not be installed.
+    AppFailed {
+        app: String,
+        /// Why.
+        message: String,
+    },
     /// A snapshot is ready.
     CheckpointCreated {
         snapshot_id: SnapshotId,
@@ -119,6 +133,9 @@ impl Event {
         "auto_stopped",
         "credits.low",
         "credits.exhausted",
+        "app.installing",
+        "app.installed",
+        "app.failed",
         "checkpoint_created",
     ];
 
@@ -136,6 +153,9 @@ impl Event {
             Event::AutoStopped { .. } => "auto_stopped",
             Event::CreditsLow { .. } => "credits.low",
             Event::CreditsExhausted { .. } => "credits.exhausted",
+            Event::AppInstalling { .. } => "app.installing",
+            Event::AppInstalled { .. } => "app.installed",
+            Event::AppFailed { .. } => "app.failed",
             Event::CheckpointCreated { .. } => "checkpoint_created",
         }
     }
@@ -226,6 +246,9 @@ mod tests {
             Event::AutoStopped { idle_seconds: 60 },
             Event::CreditsLow { balance_credits: 1 },
             Event::CreditsExhausted { balance_credits: 0 },
+            Event::AppInstalling { app: "geany".to_owned(), progress: 1 },
+            Event::AppInstalled { app: "geany".to_owned() },
+            Event::AppFailed { app: "geany".to_owned(), message: "why".to_owned() },
             Event::CheckpointCreated { snapshot_id: SnapshotId::new() },
         ];
         let now = Timestamp::now();
