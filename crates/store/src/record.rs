@@ -42,6 +42,8 @@ macro_rules! text_enum {
     };
 }
 
+pub(crate) use text_enum;
+
 text_enum!(
     /// What the user asked for.
     Desired { Running = "running", Stopped = "stopped", Deleted = "deleted" }

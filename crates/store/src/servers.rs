@@ -50,6 +50,8 @@ pub enum Change {
     Cancelled(ComputerId),
     Snapshot(SnapshotId),
     Event,
+    /// Keys, users or memberships.
+    Callers,
     /// A server has left.
     Servers,
     /// Some may have been missed.
@@ -265,6 +267,7 @@ impl Change {
             "cancelled" => id.parse().ok().map(Change::Cancelled),
             "snapshot" => id.parse().ok().map(Change::Snapshot),
             "event" => Some(Change::Event),
+            "callers" => Some(Change::Callers),
             "servers" => Some(Change::Servers),
             _ => None,
         };
@@ -390,14 +393,7 @@ mod tests {
         let database = TestDatabase::new().await;
         let store = database.store().await;
         let home = store.home().await.unwrap();
-        let key = crate::NewApiKey {
-            tenant: home.tenant,
-            user: home.user,
-            name: "k".to_owned(),
-            prefix: "k".to_owned(),
-            hash: "of the key".to_owned(),
-        };
-        let id = store.insert_api_key(&key).await.unwrap();
+        let id = store.insert_key(&home.new_key("of the key")).await.unwrap().unwrap().id;
         assert!(store.insert_ticket("old", id, Timestamp::EPOCH, 1).await.unwrap());
         assert_eq!(store.take_ticket("old").await.unwrap(), None);
         let soon = Timestamp::from_micros(Timestamp::now().as_micros() + 60_000_000).unwrap();
