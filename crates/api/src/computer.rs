@@ -270,20 +270,6 @@ pub struct Readiness {
     pub state: String,
 }
 
-/// Answer of `GET /computers/{id}/logs`: the newest lines of the guest's serial console.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct ConsoleLines {
-    pub computer_id: ComputerId,
-    pub lines: Vec<String>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct ConsoleQuery {
-    /// How many of the newest lines, 1 to 1000 (100).
-    pub lines: Option<u32>,
-}
-
 /// Answer of `GET /health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {

@@ -11,6 +11,7 @@ mod error;
 mod event;
 mod exec;
 mod id;
+mod logs;
 mod metrics;
 mod port;
 mod size;
@@ -24,7 +25,7 @@ pub use app::{
 };
 pub use auto_stop::{AutoStop, ChangeAutoStop};
 pub use computer::{
-    Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,
+    Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health,
     ListComputers, PageMeta, Readiness, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
@@ -52,6 +53,7 @@ pub use id::{
     ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
     TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
 };
+pub use logs::{LogEntry, LogStream, Logs, LogsQuery};
 pub use metrics::{MetricPoint, Metrics, MetricsQuery};
 pub use port::{
     ChangePort, ExposePort, NotAPort, Port, PortAccess, PortAccessRequest, PortDeleted, PortList, PortNumber,

@@ -69,7 +69,7 @@ enum Command {
     Screenshot(commands::ScreenshotArgs),
     /// Print the link of a computer's desktop, and open it in a browser where there is one
     Open(commands::OpenArgs),
-    /// Show the newest lines of a computer's console
+    /// Show what a computer's console and services said, or follow it with -f
     Logs(commands::LogsArgs),
     /// Show CPU and memory of a computer over time
     Metrics(metering::MetricsArgs),

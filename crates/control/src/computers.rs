@@ -8,7 +8,7 @@ use roost_api::{
     Status, UpdateComputer, Visibility,
 };
 use roost_store::{
-    Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, Observed, WorkflowKind,
+    Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, WorkflowKind,
 };
 use serde_json::{Map, Value};
 
@@ -271,16 +271,6 @@ impl Control {
             None => tokio::task::yield_now().await,
         }
         Ok(())
-    }
-
-    /// The newest console lines; those of the failure when the computer failed.
-    pub async fn console(&self, record: &ComputerRecord, lines: usize) -> Result<Vec<String>, Failure> {
-        let live = self.inner.launcher.console(record.id, lines).await?;
-        if !live.is_empty() || record.observed != Observed::Failed {
-            return Ok(live);
-        }
-        let kept = &record.failure_console;
-        Ok(kept[kept.len().saturating_sub(lines)..].to_vec())
     }
 
     /// Waits until the computer's row or its machine changes, then looks again, until `done` says so.

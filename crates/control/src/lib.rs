@@ -34,6 +34,7 @@ mod keyfile;
 mod keys;
 mod keysyms;
 mod layers;
+mod logs;
 mod metrics;
 mod observer;
 mod ports;

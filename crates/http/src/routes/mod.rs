@@ -9,6 +9,7 @@ pub(crate) mod desktop;
 pub(crate) mod env;
 pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod ports;
 pub(crate) mod server;

@@ -252,6 +252,16 @@ impl Listening {
         }
     }
 
+    /// The next data of a stream whose frames have neither id nor type; `None` at its end.
+    pub async fn next_data(&mut self) -> Option<Value> {
+        loop {
+            let paragraph = self.paragraph().await?;
+            if let Some(data) = paragraph.lines().find_map(|line| line.strip_prefix("data: ")) {
+                return Some(serde_json::from_str(data).unwrap());
+            }
+        }
+    }
+
     /// Events up to and including the first one of `kind`.
     pub async fn until(&mut self, kind: &str) -> Vec<Heard> {
         let mut heard = Vec::new();
