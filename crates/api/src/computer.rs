@@ -180,6 +180,22 @@ pub struct CreateComputer {
     pub env: Option<BTreeMap<String, String>>,
 }
 
+/// Body of `POST /computers/{id}/start`.
+#[derive(Clone, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct StartComputer {
+    /// Environment variables beside the computer's own, until its next start.
+    pub env: Option<BTreeMap<String, String>>,
+}
+
+// Values are secrets: what is printed of a request does not have them.
+impl std::fmt::Debug for StartComputer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.env.as_ref().map(|env| env.keys().collect::<Vec<_>>());
+        f.debug_struct("StartComputer").field("names", &names).finish_non_exhaustive()
+    }
+}
+
 /// Query of `POST /computers`.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

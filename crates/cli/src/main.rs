@@ -10,6 +10,7 @@ mod image;
 mod machine;
 mod metering;
 mod output;
+mod seal;
 mod serve;
 mod snapshot;
 mod stream;
@@ -80,6 +81,8 @@ enum Command {
     Credits(metering::CreditsCommand),
     /// Run the server
     Serve(serve::ServeArgs),
+    /// Seal every secret in the database with a new key, while no server runs
+    RotateSealKey(seal::RotateArgs),
     /// Build and list the templates that computers start from
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -165,6 +168,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::AutoStop(args) => metering::auto_stop(&client()?, &args, json).await?,
         Command::Credits(command) => metering::credits(&client()?, &command, json).await?,
         Command::Serve(args) => serve::serve(args).await?,
+        Command::RotateSealKey(args) => seal::rotate(args, json).await?,
         Command::Doctor(args) => return doctor::doctor(&args, json).await,
         Command::Image(_) | Command::Openapi | Command::Machine(_) => {
             anyhow::bail!("this command does not run here")

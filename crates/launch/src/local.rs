@@ -133,8 +133,8 @@ impl Local {
     fn command(&self, directory: &Utf8Path, user: Option<u32>) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(&self.config.program);
         command.arg0("roost").arg("machine").arg("--dir").arg(directory);
-        // A machine has no business in the database; its environment can be read by its own user.
-        for secret in ["ROOST_DATABASE", "PGPASSWORD"] {
+        // A machine has no business with the server's secrets; its environment can be read by its own user.
+        for secret in ["ROOST_DATABASE", "PGPASSWORD", "ROOST_SEAL_KEY", "ROOST_API_KEY"] {
             command.env_remove(secret);
         }
         for read in [&self.config.templates, &self.storage.layers, &self.storage.snapshots] {

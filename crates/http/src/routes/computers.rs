@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use roost_api::{
     ApiError, CloneComputer, Computer, ComputerList, ComputerWithData,
-    CreateComputer, CreateQuery, Deleted, ErrorBody, ListComputers, Readiness, ResizeComputer,
+    CreateComputer, CreateQuery, Deleted, ErrorBody, ListComputers, Readiness, ResizeComputer, StartComputer,
     UpdateComputer,
 };
 use utoipa_axum::router::OpenApiRouter;
@@ -115,9 +115,14 @@ async fn delete(State(app): State<App>, Target(record): Target) -> Result<Json<D
 
 /// Start a stopped or failed computer; answers when it runs
 #[utoipa::path(post, path = "/computers/{id}/start", tag = "computers", params(("id" = String, Path)),
+    request_body = Option<StartComputer>,
     responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
-async fn start(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
-    let record = app.control.start_computer(record.id).await?;
+async fn start(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<Computer>, Refusal> {
+    let record = app.control.start_with(record.id, body.parse()?).await?;
     Ok(Json(app.control.computer_view(&record)))
 }
 
