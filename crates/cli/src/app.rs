@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
-use roost_api::{AppList, Catalog, Installations, InstallationStatus, Status};
+use roost_api::{AppList, Catalog, InstallationStatus, Installations, Status};
 use serde_json::{Value, json};
 
 use crate::client::Client;
@@ -59,8 +59,11 @@ async fn list(client: &Client, name: &str, json: bool) -> anyhow::Result<()> {
     if json {
         return print_json(&list);
     }
-    let rows: Vec<Vec<String>> =
-        list.apps.iter().map(|app| vec![app.id.clone(), app.name.clone(), app.categories.join(", ")]).collect();
+    let rows: Vec<Vec<String>> = list
+        .apps
+        .iter()
+        .map(|app| vec![app.id.clone(), app.name.clone(), app.categories.join(", ")])
+        .collect();
     print_line(&table(&["ID", "NAME", "CATEGORIES"], &rows))?;
     for installation in &list.installations {
         let app = &installation.app;

@@ -116,11 +116,14 @@ impl Control {
                 changes.mark_unchanged();
                 let Some(inner) = control.upgrade() else { return };
                 let looked = (Control { inner }).begin_installing().await;
-                if let Err(failure) = looked {
-                    let failure = &failure as &dyn std::error::Error;
-                    tracing::error!(failure, "failed to look for apps to install; trying again");
-                    tokio::time::sleep(AFTER_FAILURE).await;
-                } else if changes.changed().await.is_err() {
+                let waited = match looked {
+                    Ok(()) => changes.changed().await,
+                    Err(failure) => {
+                        later(&failure, "failed to look for apps to install; trying again");
+                        tokio::time::timeout(AFTER_FAILURE, changes.changed()).await.unwrap_or(Ok(()))
+                    }
+                };
+                if waited.is_err() {
                     return;
                 }
             }
@@ -154,8 +157,7 @@ impl Place {
                 // The hub lives as long as this control plane.
                 Ok(Next::NotYet) => drop(changes.changed().await),
                 Err(failure) => {
-                    let failure = &failure as &dyn std::error::Error;
-                    tracing::warn!(computer = %self.computer, failure, "failed to install apps; trying again");
+                    later(&failure, "failed to follow an installation; trying again");
                     drop(tokio::time::timeout(pause, changes.changed()).await);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
@@ -231,6 +233,10 @@ impl Place {
         }
         Ok(())
     }
+}
+
+fn later(failure: &Failure, what: &str) {
+    tracing::warn!(failure = failure as &dyn std::error::Error, "{what}");
 }
 
 enum Next {

@@ -39,7 +39,7 @@ async fn select(
 /// The apps that can be installed
 #[utoipa::path(get, path = "/apps/catalog", tag = "apps",
     responses((status = 200, body = Catalog), (status = "default", body = ErrorBody)))]
-async fn catalog(State(app): State<App>, Auth(_): Auth) -> Json<Catalog> {
+async fn catalog(State(app): State<App>, Auth(_caller): Auth) -> Json<Catalog> {
     Json(app.control.app_catalog())
 }
 
