@@ -17,12 +17,7 @@ async fn points(client: &Client, id: &str, key: &str) -> Result<Vec<f64>> {
 }
 
 /// Waits for a value: nothing tells of one.
-async fn value_where(
-    client: &Client,
-    id: &str,
-    key: &str,
-    wanted: impl Fn(f64) -> bool,
-) -> Result<f64> {
+async fn value_where(client: &Client, id: &str, key: &str, wanted: impl Fn(f64) -> bool) -> Result<f64> {
     let begun = Instant::now();
     loop {
         let points = points(client, id, key).await?;

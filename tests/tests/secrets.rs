@@ -173,9 +173,7 @@ async fn the_seal_key_is_changed_while_the_server_is_away_and_computers_run_on()
     client.output(&id, "touch /tmp/mark").await?;
     let key = server.data().join("keys/seal.key");
     let before = std::fs::read(&key)?;
-    let rotate = || {
-        Command::new(roost()).args(["rotate-seal-key", "--data"]).arg(server.data()).output()
-    };
+    let rotate = || Command::new(roost()).args(["rotate-seal-key", "--data"]).arg(server.data()).output();
     let refused = rotate()?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     ensure!(!refused.status.success() && said.contains("stop it"), "{said}");

@@ -25,8 +25,8 @@ pub use app::{
 };
 pub use auto_stop::{AutoStop, ChangeAutoStop};
 pub use computer::{
-    Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health,
-    ListComputers, PageMeta, Readiness, StartComputer, Status, UpdateComputer, Visibility,
+    Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health, ListComputers, PageMeta, Readiness,
+    StartComputer, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,

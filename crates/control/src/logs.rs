@@ -164,7 +164,10 @@ impl Control {
                 let follower = Follower {
                     control: self.clone(),
                     computer: record.id,
-                    wanted: Wanted { lines: usize::try_from(MOST_LINES).unwrap_or(usize::MAX), ..wanted.clone() },
+                    wanted: Wanted {
+                        lines: usize::try_from(MOST_LINES).unwrap_or(usize::MAX),
+                        ..wanted.clone()
+                    },
                     told: last(stream),
                     newest: last(stream),
                     entries: entries.clone(),

@@ -61,8 +61,7 @@ fn arguments(request: &LogsRequest) -> Result<Vec<String>, Status> {
     if service.len() > LONGEST_SERVICE || !service.bytes().all(is_name) {
         return Err(Status::invalid_argument(format!("`{service}` is no name of a service")));
     }
-    let mut arguments: Vec<String> =
-        ["--quiet", "--no-pager", "--output=export"].map(str::to_owned).to_vec();
+    let mut arguments: Vec<String> = ["--quiet", "--no-pager", "--output=export"].map(str::to_owned).to_vec();
     arguments.push(format!("--output-fields={FIELDS}"));
     arguments.push(format!("--lines={}", lines.min(&MOST_LINES)));
     if *since_us > 0 {
@@ -112,7 +111,8 @@ impl Entry {
     fn into_lines(self) -> Vec<LogLine> {
         let names = [&self.identifier, &self.user_unit, &self.unit, &self.command];
         let service = names.into_iter().find(|name| !name.is_empty()).cloned().unwrap_or_default();
-        let line = |text: &str| LogLine { at_us: self.at_us, service: service.clone(), text: text.to_owned() };
+        let line =
+            |text: &str| LogLine { at_us: self.at_us, service: service.clone(), text: text.to_owned() };
         self.message.lines().filter(|text| !text.trim().is_empty()).map(line).collect()
     }
 }
@@ -173,7 +173,8 @@ mod tests {
 
     #[tokio::test]
     async fn entries_are_read_in_both_forms() {
-        let mut export = b"__CURSOR=x\n__REALTIME_TIMESTAMP=5\nMESSAGE=a=b\n_COMM=c\n_SYSTEMD_UNIT=u.service\n\n".to_vec();
+        let mut export =
+            b"__CURSOR=x\n__REALTIME_TIMESTAMP=5\nMESSAGE=a=b\n_COMM=c\n_SYSTEMD_UNIT=u.service\n\n".to_vec();
         export.extend(b"__REALTIME_TIMESTAMP=6\nMESSAGE\n");
         export.extend(9_u64.to_le_bytes());
         export.extend(b"one\n\ntwo!\nSYSLOG_IDENTIFIER=me\n\n");

@@ -10,8 +10,8 @@ use roost_guest_proto::v1::{
 use tonic::{body::Body, codegen::Service, server::NamedService};
 
 use crate::{
-    apps::AppsService, desktop::DesktopService, logs::LogsService, process::ProcessService, system::SystemService,
-    tunnel::TunnelService,
+    apps::AppsService, desktop::DesktopService, logs::LogsService, process::ProcessService,
+    system::SystemService, tunnel::TunnelService,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;

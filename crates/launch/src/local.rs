@@ -22,7 +22,8 @@ use roost_guest_proto::v1::SetEnvironmentRequest;
 use roost_guest_proto::v1::system_client::SystemClient;
 use roost_machine_proto::v1::machine_client::MachineClient;
 use roost_machine_proto::v1::{
-    CaptureRequest, ConsoleReply, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest, WatchRequest,
+    CaptureRequest, ConsoleReply, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest,
+    WatchRequest,
 };
 use roost_machine_proto::{
     CAPTURED_FILE, CONSOLE_FILE, DISK_FILE, DiskSpec, LOCK_FILE, LOG_FILE, MEMORY_DIRECTORY, MachineResult,
@@ -37,7 +38,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::room::Room;
 use crate::storage::{Storage, allocated, copy_sparse, is_same, relocate, remove_all, take_over};
 use crate::{
-    Abandoned, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState, Need, Report, Stored,
+    Abandoned, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState, Need,
+    Report, Stored,
 };
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd

@@ -17,7 +17,8 @@ use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
-    Abandoned, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState, Need, Report, Stored,
+    Abandoned, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState, Need,
+    Report, Stored,
 };
 
 /// What the next machines do when they are started.

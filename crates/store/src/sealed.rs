@@ -9,9 +9,17 @@ use crate::{Store, StoreError};
 /// Where a sealed value is. It says what the value is bound to, too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SealedPlace {
-    Variable { tenant: TenantId, computer: ComputerId, name: String },
+    Variable {
+        tenant: TenantId,
+        computer: ComputerId,
+        name: String,
+    },
     /// A variable that was given with a start.
-    StartVariable { tenant: TenantId, computer: ComputerId, name: String },
+    StartVariable {
+        tenant: TenantId,
+        computer: ComputerId,
+        name: String,
+    },
     WebhookSecret(WebhookId),
     WebhookHeaders(WebhookId),
     /// The answer of a request with this id.
@@ -53,10 +61,11 @@ impl SealedPlace {
     /// The key of the row: an id, and what tells rows of the same id apart.
     fn key(&self) -> (String, String) {
         match self {
-            SealedPlace::Variable { computer, name, .. } | SealedPlace::StartVariable { computer, name, .. } => {
-                (computer.to_string(), name.clone())
+            SealedPlace::Variable { computer, name, .. }
+            | SealedPlace::StartVariable { computer, name, .. } => (computer.to_string(), name.clone()),
+            SealedPlace::WebhookSecret(id) | SealedPlace::WebhookHeaders(id) => {
+                (id.to_string(), id.to_string())
             }
-            SealedPlace::WebhookSecret(id) | SealedPlace::WebhookHeaders(id) => (id.to_string(), id.to_string()),
             SealedPlace::Answer(id) => (id.clone(), id.clone()),
         }
     }
@@ -67,7 +76,10 @@ impl Store {
     pub async fn sealed_places(&self) -> Result<Vec<SealedPlace>, StoreError> {
         let mut places = Vec::new();
         for (query, is_of_start) in [
-            ("SELECT c.tenant_id, e.computer_id, e.name FROM env e JOIN computers c ON c.id = e.computer_id", false),
+            (
+                "SELECT c.tenant_id, e.computer_id, e.name FROM env e JOIN computers c ON c.id = e.computer_id",
+                false,
+            ),
             (
                 "SELECT c.tenant_id, e.computer_id, e.name FROM start_env e
                  JOIN computers c ON c.id = e.computer_id",
@@ -102,7 +114,12 @@ impl Store {
     }
 
     /// Replaces a value that is still `from`: whether it was.
-    pub async fn replace_sealed(&self, place: &SealedPlace, from: &str, to: &str) -> Result<bool, StoreError> {
+    pub async fn replace_sealed(
+        &self,
+        place: &SealedPlace,
+        from: &str,
+        to: &str,
+    ) -> Result<bool, StoreError> {
         let (id, name) = place.key();
         let replaced = sqlx::query(place.statements().replace)
             .bind(id)

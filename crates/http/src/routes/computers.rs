@@ -6,9 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use roost_api::{
-    ApiError, CloneComputer, Computer, ComputerList, ComputerWithData,
-    CreateComputer, CreateQuery, Deleted, ErrorBody, ListComputers, Readiness, ResizeComputer, StartComputer,
-    UpdateComputer,
+    ApiError, CloneComputer, Computer, ComputerList, ComputerWithData, CreateComputer, CreateQuery, Deleted,
+    ErrorBody, ListComputers, Readiness, ResizeComputer, StartComputer, UpdateComputer,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;

@@ -149,7 +149,8 @@ async fn everything_sealed_gets_the_new_key_also_when_the_change_is_interrupted(
     plant(&server, &id, "KEPT", "1").await;
     server.post(&format!("/computers/{id}/stop"), json!({})).await;
     server.post(&format!("/computers/{id}/start"), json!({ "env": { "ONCE": "2" } })).await;
-    let hook = json!({ "url": "https://example.org/", "events": ["credits.low"], "headers": { "x-token": "3" } });
+    let hook =
+        json!({ "url": "https://example.org/", "events": ["credits.low"], "headers": { "x-token": "3" } });
     let hook = json!({ "secret": "whsec_4444", "url": hook["url"], "events": hook["events"],
         "headers": hook["headers"] });
     let key = [("idempotency-key", "once")];
@@ -182,7 +183,8 @@ async fn everything_sealed_gets_the_new_key_also_when_the_change_is_interrupted(
     assert_eq!((status, &found["data"]["headers"]["x-token"]), (200, &json!("3")), "{found}");
 
     // What no key opens is named and left.
-    let lost = roost_control::reseal(&server.store, &roost_control::SealKey::from_bytes([9; 32])).await.unwrap();
+    let lost =
+        roost_control::reseal(&server.store, &roost_control::SealKey::from_bytes([9; 32])).await.unwrap();
     assert_eq!((lost.sealed_again, lost.current, lost.unreadable.len()), (0, 0, 7));
     assert!(lost.unreadable.iter().any(|place| place.contains(&id) && place.ends_with("/KEPT")));
     plant(&server, &id, "LAST", "7").await;

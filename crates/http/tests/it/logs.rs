@@ -28,8 +28,7 @@ impl Journal {
         let journal = Arc::new(Self { new: broadcast::channel(16).0, asked });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router =
-            tonic::transport::Server::builder().add_service(LogsServer::from_arc(journal.clone()));
+        let router = tonic::transport::Server::builder().add_service(LogsServer::from_arc(journal.clone()));
         tokio::spawn(router.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
         (journal, requests, Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy())
     }
