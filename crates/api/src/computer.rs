@@ -109,6 +109,8 @@ pub struct Computer {
     pub cpu_count: u32,
     /// MiB.
     pub memory_mb: u32,
+    /// The virtual size of the disk in MiB.
+    pub disk_size_mb: u32,
     pub status: Status,
     /// `status` reduced to fewer words: `starting`, `running`, `stopped`, `error`, `destroying`.
     pub state: String,
@@ -125,6 +127,8 @@ pub struct Computer {
     pub sandbox_url: String,
     pub desktop_url: String,
     pub preview_domain: String,
+    /// Always null: a computer is behind its host, and reached through the addresses above.
+    pub ip_address: Option<String>,
     pub selected_apps: Vec<String>,
     pub settings: Map<String, Value>,
     pub ai_config: Map<String, Value>,
@@ -149,6 +153,8 @@ pub struct Computer {
     pub updated_at: Timestamp,
     pub started_at: Option<Timestamp>,
     pub ready_at: Option<Timestamp>,
+    /// Always null: what is destroyed is gone.
+    pub destroyed_at: Option<Timestamp>,
 }
 
 /// Body of `POST /computers`. Unknown fields are ignored.
@@ -163,6 +169,17 @@ pub struct CreateComputer {
     pub template_id: Option<String>,
     /// `xs`, `small` (default), `medium`, `large` or `xl`.
     pub size: Option<String>,
+    /// With the next two, instead of `size`: the smallest size that has at least this.
+    pub cpu_count: Option<u32>,
+    /// MiB.
+    pub memory_mb: Option<u32>,
+    /// MiB.
+    pub disk_size_mb: Option<u32>,
+    /// None has a GPU: 0 and an empty model are all that is accepted.
+    pub gpu_count: Option<u32>,
+    pub gpu_model: Option<String>,
+    /// Where it is placed; `local` by default.
+    pub region: Option<String>,
     /// Apps of the catalogue (`GET /apps/catalog`) to install once it runs.
     pub selected_apps: Option<Vec<String>>,
     pub workspace_id: Option<Uuid>,
@@ -178,6 +195,8 @@ pub struct CreateComputer {
     pub always_on: Option<bool>,
     /// Environment variables, as if set one by one.
     pub env: Option<BTreeMap<String, String>>,
+    /// Nothing waits for room here: without it the answer is 503 `NO_READY_MACHINE`, whatever this says.
+    pub fail_fast: Option<bool>,
 }
 
 /// Body of `POST /computers/{id}/start`.
@@ -200,9 +219,11 @@ impl std::fmt::Debug for StartComputer {
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct CreateQuery {
-    /// `true` (30 s) or 2 to 120 seconds: answer when the computer runs, or when the time is over. The
-    /// header `X-MIOSA-Wait-Outcome` says which: `ready` or `timeout`.
+    /// `true` (30 s) or 2 to 120 seconds: answer when the computer runs, when it failed, or when the time is over.
+    /// The header `X-MIOSA-Wait-Outcome` says which: `ready`, `error` or `timeout`.
     pub wait: Option<String>,
+    /// As in the body.
+    pub fail_fast: Option<bool>,
 }
 
 /// Body of `PATCH` and `PUT /computers/{id}`. A field that is absent stays as it is.
@@ -241,15 +262,63 @@ pub struct ListComputers {
     pub state: Option<String>,
     /// Part of a name, slug or id.
     pub search: Option<String>,
+    /// `created-desc` (default), `created-asc`, `updated-desc`, `updated-asc`, `name-asc` or `name-desc`.
+    pub sort: Option<String>,
     /// From 1.
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub page: Option<u32>,
     /// Rows a page, 1 to 100 (20); `per_page` and `limit` say the same.
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub page_size: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub per_page: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub limit: Option<u32>,
 }
 
-/// Answer of `GET /computers`, newest first.
+/// How a list of computers is sorted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    #[default]
+    Newest,
+    Oldest,
+    LastChanged,
+    FirstChanged,
+    Name,
+    NameBackwards,
+}
+
+impl Order {
+    pub const ALL: [Order; 6] = [
+        Order::Newest,
+        Order::Oldest,
+        Order::LastChanged,
+        Order::FirstChanged,
+        Order::Name,
+        Order::NameBackwards,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Order::Newest => "created-desc",
+            Order::Oldest => "created-asc",
+            Order::LastChanged => "updated-desc",
+            Order::FirstChanged => "updated-asc",
+            Order::Name => "name-asc",
+            Order::NameBackwards => "name-desc",
+        }
+    }
+
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|order| order.as_str() == text)
+    }
+}
+
+/// Answer of `GET /computers`, newest first unless `sort` says otherwise.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ComputerList {
     pub computers: Vec<Computer>,

@@ -144,10 +144,18 @@ pub struct CreditTransactions {
 #[into_params(parameter_in = Query)]
 pub struct PageQuery {
     /// From 1.
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub page: Option<u32>,
     /// Rows a page, 1 to 100 (20); `per_page` and `limit` say the same.
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub page_size: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub per_page: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub limit: Option<u32>,
 }
 
@@ -249,9 +257,17 @@ pub struct SessionsQuery {
     /// ISO 8601; without it 30 days ago.
     pub since: Option<String>,
     pub until: Option<String>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub page: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub page_size: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub per_page: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub limit: Option<u32>,
 }
 

@@ -2,6 +2,7 @@
 
 mod app;
 mod auto_stop;
+mod catalog;
 mod computer;
 mod connection;
 mod credits;
@@ -13,6 +14,7 @@ mod exec;
 mod id;
 mod logs;
 mod metrics;
+mod numbers;
 mod port;
 mod size;
 mod snapshot;
@@ -24,9 +26,13 @@ pub use app::{
     SelectApps,
 };
 pub use auto_stop::{AutoStop, ChangeAutoStop};
+pub use catalog::{
+    ComputeCatalog, ComputePricing, ComputeTemplate, NotARegion, Product, Region, RegionName, SizeOffer,
+    TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
+};
 pub use computer::{
-    Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health, ListComputers, PageMeta, Readiness,
-    StartComputer, Status, UpdateComputer, Visibility,
+    Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health, ListComputers, Order, PageMeta,
+    Readiness, StartComputer, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,

@@ -57,6 +57,20 @@ pub struct CloneComputer {
     /// The source's by default.
     pub visibility: Option<crate::Visibility>,
     pub always_on: Option<bool>,
+    /// The source's by default, unless `always_on` is set.
+    pub idle_timeout_sec: Option<u32>,
+    /// The source's by default; a clone has no other.
+    pub size: Option<String>,
+    /// The source's by default; a clone has no other.
+    pub region: Option<String>,
+    /// The source's by default.
+    pub external_workspace_id: Option<String>,
+    /// The source's by default.
+    pub external_user_id: Option<String>,
+    /// The source's by default.
+    pub external_project_id: Option<String>,
+    /// Beside the source's, and instead of those of the same name.
+    pub env: Option<std::collections::BTreeMap<String, String>>,
 }
 
 /// Body of `POST /computers/{id}/resize`.
@@ -213,7 +227,11 @@ pub struct ListSnapshots {
     /// Part of a comment, a name, the computer's name or an id.
     pub q: Option<String>,
     /// 1 to 200 (50).
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub limit: Option<u32>,
+    #[serde(default, deserialize_with = "crate::numbers::clamped")]
+    #[param(value_type = Option<i64>)]
     pub offset: Option<u32>,
 }
 

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use roost_api::Size;
+use roost_api::{Size, Timestamp};
 use roost_control::{TemplateError, TemplateFiles, Templates, WarmFiles};
 use roost_image::{Digest, Template};
 use roost_machine_proto::{Accelerator, DISK_FILE, MEMORY_DIRECTORY};
@@ -81,6 +81,11 @@ impl Templates for HostTemplates {
     fn current(&self, name: &str) -> Result<Option<TemplateFiles>, TemplateError> {
         let found = self.built.current(name).map_err(|error| TemplateError(error.into()))?;
         Ok(found.map(files))
+    }
+
+    fn created(&self, name: &str) -> Result<Option<Timestamp>, TemplateError> {
+        let found = self.built.current(name).map_err(|error| TemplateError(error.into()))?;
+        Ok(found.and_then(|template| Timestamp::from_micros(template.manifest.created.as_microsecond())))
     }
 
     fn build(&self, name: &str, digest: &str) -> Result<Option<TemplateFiles>, TemplateError> {

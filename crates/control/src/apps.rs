@@ -19,7 +19,7 @@ use roost_guest_proto::v1::{InstallRequest, ListAppsRequest};
 use roost_store::{ComputerRecord, Desired, InstallationChange, InstallationRecord, Observed};
 
 use crate::status::status;
-use crate::{Control, Failure, catalog};
+use crate::{Control, Failure, app_catalog};
 
 /// A step of progress that is worth an event, in percent.
 const STEP: u8 = 5;
@@ -51,7 +51,7 @@ impl Drop for Place {
 
 impl Control {
     pub fn app_catalog(&self) -> Catalog {
-        let apps = catalog::all();
+        let apps = app_catalog::all();
         Catalog { total: apps.len(), apps }
     }
 
@@ -80,7 +80,7 @@ impl Control {
             let message = "apps is required: ids of the catalogue (GET /api/v1/apps/catalog)";
             Failure::new(ErrorCode::MissingParam, message)
         })?;
-        let apps = catalog::check("apps", apps)?;
+        let apps = app_catalog::check("apps", apps)?;
         if !self.inner.store.select_apps(record.id, &apps).await? {
             return Err(Failure::computer_not_found());
         }
@@ -184,7 +184,7 @@ impl Place {
     /// Follows one installation to its end. An error says nothing about it: it may go on.
     async fn install(&self, installation: &InstallationRecord) -> Result<(), Failure> {
         let app = &installation.app;
-        let Some(entry) = catalog::find(app) else {
+        let Some(entry) = app_catalog::find(app) else {
             let reason = format!("there is no app {app:?} in this server's catalogue");
             return self.record(app, InstallationChange::Failed(reason)).await;
         };

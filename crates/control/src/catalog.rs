@@ -1,155 +1,177 @@
-//! The apps that can be installed: names for sets of Debian packages.
-//!
-//! Packages are those of the guest's release, installed without what they only recommend; what an app needs to be of
-//! use is named here.
+//! What computers can be made of, and where there is room for them.
 
-use roost_api::{ApiError, CatalogApp};
+use std::sync::Arc;
 
-/// The most that one request selects.
-const MOST_APPS: usize = 32;
+use roost_api::{
+    ApiError, ComputeCatalog, ComputePricing, ComputeTemplate, ErrorCode, Product, Region, RegionName, Size,
+    SizeOffer, TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
+};
+use roost_launch::Capacity;
 
-#[derive(Debug)]
-pub(crate) struct Entry {
-    id: &'static str,
-    name: &'static str,
-    description: &'static str,
-    category: &'static str,
-    pub(crate) packages: &'static [&'static str],
+use crate::workflow::{DISK_OF_START, WARM_MEMORY};
+use crate::{Control, Failure, TemplateError, Templates};
+
+/// The one template there is.
+pub(crate) const DESKTOP: &str = "miosa-desktop";
+const DESCRIPTION: &str = "A Linux desktop: Debian with XFCE, seen and driven through the API";
+const COMPUTER: &str = "computer";
+
+impl Control {
+    /// Every region, and how much room it has.
+    pub async fn regions(&self) -> Result<Vec<Region>, Failure> {
+        let capacity = self.inner.launcher.capacity().await?;
+        Ok(vec![region_view(RegionName::local(), &capacity)])
+    }
+
+    pub async fn region(&self, name: &str) -> Result<Region, Failure> {
+        let mut regions = self.regions().await?.into_iter();
+        let found = regions.find(|region| region.slug.as_str() == name);
+        found.ok_or_else(|| Failure::new(ErrorCode::NotFound, "region not found"))
+    }
+
+    /// The region that a request names.
+    pub(crate) fn wanted_region(&self, name: Option<&str>) -> Result<RegionName, ApiError> {
+        let local = RegionName::local();
+        match name.map(str::trim).filter(|name| !name.is_empty()) {
+            None => Ok(local),
+            Some(name) if name == local.as_str() => Ok(local),
+            Some(name) => {
+                let problem = format!("there is no region {name:?}: GET /regions has those there are");
+                Err(ApiError::field("region", problem))
+            }
+        }
+    }
+
+    pub fn size_offers(&self) -> Vec<SizeOffer> {
+        let prices = self.inner.config.credits.prices;
+        let offer = |size: Size| SizeOffer {
+            slug: size,
+            name: capital(size.as_str()),
+            vcpus: size.vcpus(),
+            memory_mb: size.memory().0,
+            disk_gb: size.disk_gib(),
+            price_hour: prices.of(size),
+        };
+        Size::ALL.map(offer).into()
+    }
+
+    pub fn compute_pricing(&self) -> ComputePricing {
+        let prices = self.inner.config.credits.prices;
+        ComputePricing {
+            unit: "credits".to_owned(),
+            credits_per_hour: Size::ALL.map(|size| (size.as_str().to_owned(), prices.of(size))).into(),
+        }
+    }
+
+    pub fn compute_catalog(&self) -> ComputeCatalog {
+        ComputeCatalog {
+            products: vec![product()],
+            sizes: self.size_offers(),
+            generated_at: self.inner.store.now(),
+        }
+    }
+
+    pub async fn template_catalog(&self) -> Result<TemplateCatalog, Failure> {
+        let templates = self.inner.templates.clone();
+        // A memory that is new is read as a whole.
+        let sizes = tokio::task::spawn_blocking(move || readiness(&templates)).await;
+        let sizes = sizes.map_err(Failure::internal)??;
+        let best = TemplateState::ALL.into_iter().find(|state| sizes.iter().any(|size| size.state == *state));
+        let template = TemplateOffer {
+            id: DESKTOP.to_owned(),
+            name: DESKTOP.to_owned(),
+            product: COMPUTER.to_owned(),
+            primitive: COMPUTER.to_owned(),
+            description: DESCRIPTION.to_owned(),
+            default_size: Size::Small,
+            sdk_name: DESKTOP.to_owned(),
+            cli_name: DESKTOP.to_owned(),
+            aliases: Vec::new(),
+            installed_tools: Vec::new(),
+            sizes,
+            readiness: best.unwrap_or(TemplateState::Missing),
+        };
+        Ok(TemplateCatalog {
+            templates: vec![template],
+            products: vec![product()],
+            sizes: self.size_offers(),
+            shape_contracts: Default::default(),
+            readiness_states: TemplateState::ALL.into(),
+            rules: Default::default(),
+        })
+    }
+
+    pub fn compute_template(&self, id: &str) -> Result<ComputeTemplate, Failure> {
+        if id != DESKTOP {
+            return Err(Failure::new(ErrorCode::NotFound, "template not found"));
+        }
+        Ok(ComputeTemplate {
+            id: DESKTOP.to_owned(),
+            name: DESKTOP.to_owned(),
+            slug: DESKTOP.to_owned(),
+            description: DESCRIPTION.to_owned(),
+            created_at: self.inner.templates.created(DESKTOP)?,
+        })
+    }
+
+    pub fn compute_templates(&self) -> Result<Vec<ComputeTemplate>, Failure> {
+        Ok(vec![self.compute_template(DESKTOP)?])
+    }
 }
 
-const fn entry(
-    id: &'static str,
-    name: &'static str,
-    category: &'static str,
-    description: &'static str,
-    packages: &'static [&'static str],
-) -> Entry {
-    Entry { id, name, description, category, packages }
-}
-
-const INTERNET: &str = "Internet";
-const OFFICE: &str = "Office";
-const GRAPHICS: &str = "Graphics";
-const MULTIMEDIA: &str = "Multimedia";
-const DEVELOPMENT: &str = "Development";
-const UTILITIES: &str = "Utilities";
-
-/// By category, then name.
-const CATALOG: &[Entry] = &[
-    entry("chromium", "Chromium", INTERNET, "Web browser", &["chromium", "chromium-sandbox"]),
-    entry("filezilla", "FileZilla", INTERNET, "Moves files over FTP and SFTP", &["filezilla"]),
-    entry("firefox", "Firefox", INTERNET, "Web browser", &["firefox-esr"]),
-    entry(
-        "remmina",
-        "Remmina",
-        INTERNET,
-        "Remote desktops over RDP, VNC and SSH",
-        &["remmina", "remmina-plugin-rdp", "remmina-plugin-vnc"],
-    ),
-    entry("thunderbird", "Thunderbird", INTERNET, "Mail and calendar", &["thunderbird"]),
-    entry(
-        "libreoffice",
-        "LibreOffice",
-        OFFICE,
-        "Texts, spreadsheets and presentations",
-        &["libreoffice-calc", "libreoffice-gtk3", "libreoffice-impress", "libreoffice-writer"],
-    ),
-    entry("evince", "Evince", OFFICE, "Reads PDF and other documents", &["evince"]),
-    entry("gimp", "GIMP", GRAPHICS, "Edits pictures", &["gimp"]),
-    entry("inkscape", "Inkscape", GRAPHICS, "Draws vector graphics", &["inkscape"]),
-    entry("audacity", "Audacity", MULTIMEDIA, "Edits sound", &["audacity"]),
-    entry("vlc", "VLC", MULTIMEDIA, "Plays video and sound", &["vlc"]),
-    entry("geany", "Geany", DEVELOPMENT, "Code editor with a file tree and a compiler's output", &["geany"]),
-    entry("emacs", "Emacs", DEVELOPMENT, "Text editor", &["emacs-gtk"]),
-    entry("vim", "Vim", DEVELOPMENT, "Text editor, with a window of its own", &["vim-gtk3"]),
-    entry("thonny", "Thonny", DEVELOPMENT, "Python environment for beginners", &["thonny"]),
-    entry("meld", "Meld", DEVELOPMENT, "Compares files and directories", &["meld"]),
-    entry("gitg", "gitg", DEVELOPMENT, "Shows the history of git repositories", &["gitg"]),
-    entry(
-        "sqlitebrowser",
-        "DB Browser for SQLite",
-        DEVELOPMENT,
-        "Looks into SQLite databases",
-        &["sqlitebrowser"],
-    ),
-    entry(
-        "build-tools",
-        "Build tools",
-        DEVELOPMENT,
-        "C and C++ compilers, make, CMake and a debugger",
-        &["build-essential", "cmake", "gdb", "pkg-config"],
-    ),
-    entry(
-        "python",
-        "Python tools",
-        DEVELOPMENT,
-        "pip, virtual environments and headers for Python",
-        &["python3-dev", "python3-pip", "python3-venv"],
-    ),
-    entry("nodejs", "Node.js", DEVELOPMENT, "Node.js with npm", &["nodejs", "npm"]),
-    entry("java", "Java", DEVELOPMENT, "Java compiler and runtime", &["default-jdk"]),
-    entry("go", "Go", DEVELOPMENT, "Go compiler and tools", &["golang-go"]),
-    entry("keepassxc", "KeePassXC", UTILITIES, "Keeps passwords", &["keepassxc-minimal"]),
-    entry("file-roller", "Archive manager", UTILITIES, "Opens and packs archives", &["file-roller"]),
-    entry("htop", "htop", UTILITIES, "Shows what programs use, in a terminal", &["htop"]),
-];
-
-pub(crate) fn find(id: &str) -> Option<&'static Entry> {
-    CATALOG.iter().find(|entry| entry.id == id)
-}
-
-pub(crate) fn all() -> Vec<CatalogApp> {
-    let view = |entry: &Entry| CatalogApp {
-        id: entry.id.to_owned(),
-        name: entry.name.to_owned(),
-        description: entry.description.to_owned(),
-        category: entry.category.to_owned(),
-        packages: entry.packages.iter().map(|package| (*package).to_owned()).collect(),
+/// How a computer of each size would start now.
+fn readiness(templates: &Arc<dyn Templates>) -> Result<Vec<TemplateReadiness>, TemplateError> {
+    let current = templates.current(DESKTOP)?;
+    let state_of = |size| {
+        let Some(files) = &current else { return Ok(TemplateState::Missing) };
+        let warm = templates.warm(DESKTOP, &files.digest, size)?;
+        Ok(if warm.is_some() { TemplateState::FastReady } else { TemplateState::ColdBootOnly })
     };
-    CATALOG.iter().map(view).collect()
+    let rows = Size::ALL.into_iter().map(|size| {
+        let state = state_of(size)?;
+        Ok(TemplateReadiness {
+            size,
+            state,
+            fast_ready: state == TemplateState::FastReady,
+            cold_boot_only: state == TemplateState::ColdBootOnly,
+            ready_nodes: u32::from(state == TemplateState::FastReady),
+            checked_nodes: 1,
+        })
+    });
+    rows.collect()
 }
 
-/// What a request selects, each once.
-pub(crate) fn check(field: &str, apps: Vec<String>) -> Result<Vec<String>, ApiError> {
-    let mut selected = Vec::new();
-    for app in apps {
-        if find(&app).is_none() {
-            let known: Vec<&str> = CATALOG.iter().map(|entry| entry.id).collect();
-            let problem = format!("there is no app {app:?} in the catalogue; it has: {}", known.join(", "));
-            return Err(ApiError::field(field, problem));
-        }
-        if !selected.contains(&app) {
-            selected.push(app);
-        }
+fn product() -> Product {
+    Product {
+        id: COMPUTER.to_owned(),
+        name: "Computer".to_owned(),
+        default_template: DESKTOP.to_owned(),
+        default_size: Size::Small,
+        size_ids: Size::ALL.into(),
+        templates: vec![DESKTOP.to_owned()],
     }
-    if selected.len() > MOST_APPS {
-        return Err(ApiError::field(field, format!("more than {MOST_APPS} apps")));
-    }
-    Ok(selected)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn the_catalogue_is_in_order() {
-        let ids: BTreeSet<&str> = CATALOG.iter().map(|entry| entry.id).collect();
-        assert_eq!(ids.len(), CATALOG.len(), "an id stands twice");
-        assert!(CATALOG.iter().all(|entry| !entry.packages.is_empty() && !entry.description.is_empty()));
-        for id in ["chromium", "geany", "libreoffice", "gimp", "vlc", "filezilla"] {
-            assert!(find(id).is_some(), "{id}");
-        }
+fn region_view(name: RegionName, capacity: &Capacity) -> Region {
+    // A small computer starts like every other: from a template, on a disk that is empty.
+    let slots = (capacity.memory / WARM_MEMORY).min(capacity.disk / DISK_OF_START);
+    let headroom = capacity.memory.saturating_mul(100) / capacity.memory_total.max(1);
+    Region {
+        id: name.clone(),
+        name: name.to_string(),
+        label: name.to_string(),
+        slug: name,
+        country: None,
+        city: None,
+        available: slots > 0,
+        status: if slots > 0 { "available" } else { "full" }.to_owned(),
+        active_nodes: 1,
+        small_slots_free: u32::try_from(slots).unwrap_or(u32::MAX),
+        headroom: u8::try_from(headroom.min(100)).unwrap_or(100),
     }
+}
 
-    #[test]
-    fn a_selection_is_checked_whole_and_has_each_app_once() {
-        let select = |apps: &[&str]| check("apps", apps.iter().map(|app| (*app).to_owned()).collect());
-        assert_eq!(select(&["vlc", "gimp", "vlc"]).unwrap(), ["vlc", "gimp"]);
-        let error = select(&["vlc", "nothing"]).unwrap_err();
-        assert!(error.fields["apps"][0].contains("\"nothing\"") && error.fields["apps"][0].contains("geany"));
-        assert!(select(&["VLC"]).is_err());
-    }
+fn capital(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use roost_api::{
-    ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, PageMeta, Size,
-    StartComputer, Status, UpdateComputer, Visibility,
+    ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, Order, PageMeta,
+    Size, StartComputer, Status, UpdateComputer, Visibility,
 };
 use roost_store::{
     Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, NewVariable, WorkflowKind,
 };
 use serde_json::{Map, Value};
 
+use crate::catalog::DESKTOP;
 use crate::slug::slugify;
 use crate::status::status;
 use crate::workflow::{Handle, Start};
-use crate::{Control, Failure, catalog};
+use crate::{Control, Failure, app_catalog};
 
 const LONGEST_NAME: usize = 200;
 const MOST_METADATA: usize = 16 * 1024;
@@ -30,10 +31,10 @@ pub struct Created {
 }
 
 impl Created {
-    /// Waits until the computer runs or its creation failed.
-    pub async fn ended(self) {
-        // How it ended is in the computer's status.
-        drop(self.handle.ended().await);
+    /// Waits until the computer runs or its creation failed, and says whether it runs. Why it failed is in the
+    /// computer.
+    pub async fn ended(self) -> bool {
+        self.handle.ended().await.is_ok()
     }
 }
 
@@ -46,20 +47,16 @@ impl Control {
         let template = request.template_type.as_deref().or(request.template_id.as_deref());
         let template = template.map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
         check_name(name)?;
-        let size: Size = match request.size.as_deref() {
-            None => Size::Small,
-            Some(text) => text
-                .parse()
-                .map_err(|error: roost_api::UnknownSize| ApiError::field("size", error.to_string()))?,
-        };
+        let size = wanted_size(&request)?;
+        self.wanted_region(request.region.as_deref())?;
         if request.workspace_id.is_some_and(|id| id != home.workspace.as_uuid()) {
             return Err(Failure::new(ErrorCode::NotFound, "workspace not found"));
         }
         if request.project_id.is_some_and(|id| id != home.project.as_uuid()) {
             return Err(Failure::new(ErrorCode::NotFound, "project not found"));
         }
-        if template != "miosa-desktop" {
-            let problem = format!("unknown template {template:?}: use miosa-desktop");
+        if template != DESKTOP {
+            let problem = format!("unknown template {template:?}: use {DESKTOP}");
             return Err(ApiError::field("template_type", problem).into());
         }
         let files = self.inner.templates.current(template)?.ok_or_else(|| {
@@ -88,7 +85,7 @@ impl Control {
             external_workspace_id: request.external_workspace_id,
             external_user_id: request.external_user_id,
             external_project_id: request.external_project_id,
-            selected_apps: catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?,
+            selected_apps: app_catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?,
             metadata: metadata(request.metadata)?,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
             auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },
@@ -117,11 +114,26 @@ impl Control {
             };
             Status::ALL.into_iter().filter(is_wanted).collect()
         });
+        let order = match query.sort.as_deref().filter(|sort| !sort.is_empty()) {
+            None => Order::default(),
+            Some(text) => Order::parse(text).ok_or_else(|| {
+                let known = Order::ALL.map(Order::as_str).join(", ");
+                ApiError::field("sort", format!("{text:?} is none of {known}"))
+            })?,
+        };
         let size = query.page_size.or(query.per_page).or(query.limit);
         let page = match (query.page, size) {
             (None, None) => None,
             (page, size) => Some((page.unwrap_or(1).max(1), u64::from(size.unwrap_or(20).clamp(1, 100)))),
         };
+        for (field, text) in [
+            ("search", &query.search),
+            ("external_workspace_id", &query.external_workspace_id),
+            ("external_user_id", &query.external_user_id),
+            ("external_project_id", &query.external_project_id),
+        ] {
+            check_filter(field, text.as_deref())?;
+        }
         let filter = ComputerFilter {
             workspace: filter_id("workspace_id", query.workspace_id.as_deref())?,
             project: filter_id("project_id", query.project_id.as_deref())?,
@@ -130,6 +142,7 @@ impl Control {
             external_project_id: query.external_project_id.clone(),
             search: query.search.clone(),
             statuses,
+            order,
             page: page.map(|(page, per_page)| (per_page, u64::from(page - 1) * per_page)),
         };
         let store = &self.inner.store;
@@ -361,6 +374,7 @@ impl Control {
             vcpus: record.size.vcpus(),
             cpu_count: record.size.vcpus(),
             memory_mb: record.size.memory().0,
+            disk_size_mb: record.disk_gib * 1024,
             status,
             state: status.state().to_owned(),
             ready: status == Status::Running,
@@ -373,6 +387,7 @@ impl Control {
             sandbox_url: format!("{}://{}.sandbox.{}", urls.scheme, record.slug, urls.domain),
             desktop_url: self.desktop_url(record),
             preview_domain: urls.domain.clone(),
+            ip_address: None,
             selected_apps: record.selected_apps.clone(),
             settings: Map::new(),
             ai_config: Map::new(),
@@ -391,8 +406,39 @@ impl Control {
             updated_at: record.updated_at,
             started_at: record.started_at,
             ready_at: record.ready_at,
+            destroyed_at: None,
         }
     }
+}
+
+/// The size that a request names, or the smallest that has at least what it asks for.
+fn wanted_size(request: &CreateComputer) -> Result<Size, ApiError> {
+    if request.gpu_count.is_some_and(|count| count > 0)
+        || request.gpu_model.as_deref().is_some_and(|model| !model.trim().is_empty())
+    {
+        return Err(ApiError::field("gpu_count", "computers have no GPU here; leave it out"));
+    }
+    if let Some(text) = request.size.as_deref() {
+        return text
+            .parse()
+            .map_err(|error: roost_api::UnknownSize| ApiError::field("size", error.to_string()));
+    }
+    let default = Size::Small;
+    let cpus = request.cpu_count.unwrap_or(1);
+    let memory = request.memory_mb.unwrap_or(default.memory().0);
+    let disk = request.disk_size_mb.unwrap_or(0).div_ceil(1024);
+    let fits = |size: &Size| size.vcpus() >= cpus && size.memory().0 >= memory && size.disk_gib() >= disk;
+    Size::ALL.into_iter().find(fits).ok_or_else(|| {
+        let largest = Size::Xl;
+        let problem = format!(
+            "no size has that much: the largest, {}, has {} CPUs, {} MiB of memory and {} GiB of disk",
+            largest.as_str(),
+            largest.vcpus(),
+            largest.memory().0,
+            largest.disk_gib()
+        );
+        ApiError::field("cpu_count", problem)
+    })
 }
 
 /// A host without room says so; everything else is a start that failed.
@@ -427,6 +473,14 @@ pub(crate) fn metadata(map: Option<Map<String, Value>>) -> Result<BTreeMap<Strin
         return Err(ApiError::field("metadata", format!("larger than {MOST_METADATA} bytes")));
     }
     Ok(map)
+}
+
+/// What SQLite would read up to its NUL, and PostgreSQL not at all.
+pub(crate) fn check_filter(field: &str, text: Option<&str>) -> Result<(), ApiError> {
+    if text.is_some_and(|text| text.contains('\0')) {
+        return Err(ApiError::field(field, "holds a NUL character, which is in no text here"));
+    }
+    Ok(())
 }
 
 pub(crate) fn filter_id<T: std::str::FromStr>(

@@ -108,14 +108,16 @@ impl Control {
         sealed.collect()
     }
 
-    /// The same with what another computer of the tenant has. One that is gone has none.
+    /// The same with what another computer of the tenant has, and then `set`. One that is gone has none.
     pub(crate) async fn variables_of(
         &self,
         tenant: TenantId,
         source: ComputerId,
         computer: ComputerId,
+        set: &BTreeMap<String, String>,
     ) -> Result<Vec<NewVariable>, Failure> {
-        let variables = self.kept(tenant, source).await?;
+        let mut variables = self.kept(tenant, source).await?;
+        variables.extend(set.clone());
         self.new_variables(tenant, computer, &variables)
     }
 

@@ -67,6 +67,11 @@ impl From<ApiError> for Failure {
 
 impl From<StoreError> for Failure {
     fn from(source: StoreError) -> Self {
+        if source.is_unstorable_text() {
+            // What no table holds is in no table: neither can it be written, nor found.
+            let message = "the request holds a NUL character, which cannot be stored; leave it out";
+            return Self { public: ApiError::new(ErrorCode::ValidationFailed, message), source: None };
+        }
         Self::internal(source)
     }
 }

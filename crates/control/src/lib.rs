@@ -15,6 +15,7 @@
 //!
 //! This crate knows nothing about HTTP, SQL text or QEMU.
 
+mod app_catalog;
 mod apps;
 mod catalog;
 mod computers;
@@ -59,7 +60,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use camino::Utf8PathBuf;
-use roost_api::{ComputerId, Size, SnapshotId};
+use roost_api::{ComputerId, Size, SnapshotId, Timestamp};
 use roost_launch::Launcher;
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
@@ -119,6 +120,10 @@ pub trait Templates: Debug + Send + Sync + 'static {
     fn warm(&self, name: &str, digest: &str, size: Size) -> Result<Option<WarmFiles>, TemplateError>;
     /// The directory in which [`Templates::warm`] looks for it.
     fn warm_target(&self, name: &str, digest: &str, size: Size) -> Result<Utf8PathBuf, TemplateError>;
+    /// When the build that new computers start from was made, where that is known.
+    fn created(&self, _name: &str) -> Result<Option<Timestamp>, TemplateError> {
+        Ok(None)
+    }
 }
 
 /// How clients reach this server.

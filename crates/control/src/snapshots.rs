@@ -1,5 +1,7 @@
 //! Snapshots, clones and what is made from them; and resize, which drops the memory that clones are made of.
 
+use std::collections::BTreeMap;
+
 use futures_util::Stream;
 use roost_api::{
     AccountSnapshot, ApiError, BlockedSnapshot, CloneComputer, ComputerId, CreateSnapshot, DeleteSnapshots,
@@ -14,7 +16,7 @@ use roost_store::{
 };
 use serde_json::json;
 
-use crate::computers::{check_name, filter_id, metadata};
+use crate::computers::{check_filter, check_name, filter_id, metadata};
 use crate::guest::not_running;
 use crate::slug::slugify;
 use crate::status::status;
@@ -59,11 +61,15 @@ impl Control {
         request: CloneComputer,
     ) -> Result<crate::Created, Failure> {
         let name = given_name(request.name.as_deref())?;
-        let metadata = request.metadata.map(|map| metadata(Some(map))).transpose()?;
+        let metadata = request.metadata.clone().map(|map| metadata(Some(map))).transpose()?;
         self.require_credits(caller.tenant).await?;
         self.admit(Start::Booted).await?;
         let clone_id = ComputerId::new();
-        let env = self.variables_of(caller.tenant, id, clone_id).await?;
+        let source = self.record(id).await?;
+        check_clone(&source, &request)?;
+        self.wanted_region(request.region.as_deref())?;
+        let set = request.env.clone().unwrap_or_default();
+        let env = self.variables_of(caller.tenant, id, clone_id, &set).await?;
         let begun = self
             .capture(id, &[Status::Running], |source| {
                 let name = name.clone().unwrap_or_else(|| format!("{}-clone", source.name));
@@ -79,13 +85,19 @@ impl Control {
                     template_type: source.template_type.clone(),
                     template_digest: source.template_digest.clone(),
                     size: source.size,
-                    external_workspace_id: source.external_workspace_id.clone(),
-                    external_user_id: source.external_user_id.clone(),
-                    external_project_id: source.external_project_id.clone(),
+                    external_workspace_id: or_else(
+                        &request.external_workspace_id,
+                        &source.external_workspace_id,
+                    ),
+                    external_user_id: or_else(&request.external_user_id, &source.external_user_id),
+                    external_project_id: or_else(&request.external_project_id, &source.external_project_id),
                     selected_apps: source.selected_apps.clone(),
                     metadata: metadata.clone().unwrap_or_else(|| source.metadata.clone()),
                     visibility: request.visibility.unwrap_or(source.visibility),
-                    auto_stop: if request.always_on == Some(true) { 0 } else { source.auto_stop },
+                    auto_stop: match request.always_on {
+                        Some(true) => 0,
+                        Some(false) | None => request.idle_timeout_sec.unwrap_or(source.auto_stop),
+                    },
                     always_on: request.always_on.unwrap_or(false),
                     disk_gib: source.disk_gib,
                     snapshot: Some(snapshot.id),
@@ -252,7 +264,7 @@ impl Control {
         self.admit(Start::Snapshot { memory_bytes: snapshot.memory_bytes }).await?;
         let name = name.unwrap_or_else(|| format!("{}-restored", snapshot.computer_name));
         let id = ComputerId::new();
-        let env = self.variables_of(snapshot.tenant_id, snapshot.computer_id, id).await?;
+        let env = self.variables_of(snapshot.tenant_id, snapshot.computer_id, id, &BTreeMap::new()).await?;
         let build = |snapshot: &SnapshotRecord| {
             let attributes = &snapshot.attributes;
             NewComputer {
@@ -620,6 +632,28 @@ impl Control {
     }
 }
 
+/// What a request says, else what the source has.
+fn or_else(wanted: &Option<String>, source: &Option<String>) -> Option<String> {
+    wanted.clone().or_else(|| source.clone())
+}
+
+/// A clone goes on in its source's memory, so it has its size, and where that is.
+fn check_clone(source: &ComputerRecord, request: &CloneComputer) -> Result<(), ApiError> {
+    if let Some(text) = &request.size {
+        let size: Size = text
+            .parse()
+            .map_err(|error: roost_api::UnknownSize| ApiError::field("size", error.to_string()))?;
+        if size != source.size {
+            let problem = format!(
+                "a clone has the size of its source, which is {}; resize it when it is stopped",
+                source.size.as_str()
+            );
+            return Err(ApiError::field("size", problem));
+        }
+    }
+    Ok(())
+}
+
 fn total(record: &SnapshotRecord) -> u64 {
     record.disk_bytes + record.memory_bytes.unwrap_or(0)
 }
@@ -708,6 +742,7 @@ fn filter(query: &ListSnapshots, named: bool) -> Result<SnapshotFilter, ApiError
         Some("restoring") => Some(SnapshotStatus::Ready),
         Some(text) => Some(text.parse().map_err(|_| ApiError::field("status", "not a status of snapshots"))?),
     };
+    check_filter("q", query.q.as_deref())?;
     let limit = query.limit.unwrap_or(50).clamp(1, 200);
     Ok(SnapshotFilter {
         computer: filter_id("resource_id", computer)?,

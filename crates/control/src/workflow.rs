@@ -47,13 +47,13 @@ const SUSPEND_LIMIT: Duration = Duration::from_secs(900);
 
 const MIB: u64 = 1024 * 1024;
 /// Real memory that a computer touches which continues from a template: most of it stays shared.
-const WARM_MEMORY: u64 = 192 * MIB;
+pub(crate) const WARM_MEMORY: u64 = 192 * MIB;
 /// Real memory of a desktop that has just booted; also what one that saved its memory may bring back.
 const BOOTED_MEMORY: u64 = 768 * MIB;
 /// What a computer that continues from a snapshot needs beside the snapshot's memory.
 const MEMORY_BESIDE_SNAPSHOT: u64 = 128 * MIB;
 /// Room for what a computer writes while it starts.
-const DISK_OF_START: u64 = 256 * MIB;
+pub(crate) const DISK_OF_START: u64 = 256 * MIB;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {

@@ -30,7 +30,7 @@ impl Computer {
         let program = |name: &str, script: &str| {
             let path = tools.path().join(name);
             let log = tools.path().join("calls");
-            let text = format!("#!/bin/sh\necho {name} \"$@\" >>{}\n{script}\n", log.display());
+            let text = format!("#!/bin/sh\nprintf '%s\\n' \"{name} $*\" >>{}\n{script}\n", log.display());
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         };

@@ -56,6 +56,7 @@ pub struct App {
     security(("bearer" = [])),
     tags(
         (name = "computers", description = "Create, clone, list, read, change, resize, start, stop, restart and delete computers"),
+        (name = "catalog", description = "What computers can be made of, and where"),
         (name = "snapshots", description = "Keep states of computers, and make computers from them"),
         (name = "exec", description = "Run commands"),
         (name = "apps", description = "Desktop programs, and installing more"),
@@ -88,6 +89,7 @@ impl utoipa::Modify for BearerAuth {
 fn api() -> OpenApiRouter<App> {
     let api = OpenApiRouter::new()
         .merge(routes::computers::router())
+        .merge(routes::catalog::router())
         .merge(routes::auto_stop::router())
         .merge(routes::apps::router())
         .merge(routes::logs::router())

@@ -63,6 +63,17 @@ pub struct Need {
     pub disk: u64,
 }
 
+/// What starts may still take of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Real memory, in bytes, beyond what is kept free.
+    pub memory: u64,
+    /// All the memory that the host has, in bytes.
+    pub memory_total: u64,
+    /// Room on the disk, in bytes, beyond what is kept free.
+    pub disk: u64,
+}
+
 /// The environment variables of a computer. Their values are secrets.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Environment {
@@ -164,6 +175,9 @@ pub trait Launcher: Debug + Send + Sync + 'static {
 
     /// Whether the host has room for a start: [`LaunchError::NoRoom`] says what is missing.
     async fn admit(&self, need: &Need) -> Result<(), LaunchError>;
+
+    /// What starts may still take.
+    async fn capacity(&self) -> Result<Capacity, LaunchError>;
 
     /// Kills the process and everything it started, and waits until they are gone.
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError>;

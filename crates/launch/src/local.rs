@@ -38,8 +38,8 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use crate::room::Room;
 use crate::storage::{Storage, allocated, copy_sparse, is_same, relocate, remove_all, take_over};
 use crate::{
-    Abandoned, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState, Need,
-    Report, Stored,
+    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
+    Need, Report, Stored,
 };
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
@@ -439,6 +439,10 @@ impl Launcher for Local {
 
     async fn admit(&self, need: &Need) -> Result<(), LaunchError> {
         self.room.admit(need, &self.config.data)
+    }
+
+    async fn capacity(&self) -> Result<Capacity, LaunchError> {
+        self.room.capacity(&self.config.data)
     }
 
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use camino::Utf8Path;
 use roost_api::ComputerId;
 
-use crate::{LaunchError, Need};
+use crate::{Capacity, LaunchError, Need};
 
 const MIB: u64 = 1024 * 1024;
 /// What stays free for the host itself and for computers that run to grow.
@@ -39,19 +39,25 @@ impl Room {
 
     /// Whether there is room for a start, or what is missing.
     pub(crate) fn admit(&self, need: &Need, data: &Utf8Path) -> Result<(), LaunchError> {
-        let meminfo = "/proc/meminfo";
-        let text = std::fs::read_to_string(meminfo).map_err(|source| LaunchError::File {
-            action: "read",
-            path: meminfo.into(),
-            source,
-        })?;
-        let available = available(&text).unwrap_or(u64::MAX);
-        let disk = rustix::fs::statvfs(data.as_std_path()).map_err(|error| LaunchError::File {
-            action: "ask for the free room of",
-            path: data.to_owned(),
-            source: error.into(),
-        })?;
-        self.decide(need, available, disk.f_bavail * disk.f_frsize, Instant::now())
+        let host = Host::measure(data)?;
+        self.decide(need, host.memory, host.disk, Instant::now())
+    }
+
+    /// What starts may still take.
+    pub(crate) fn capacity(&self, data: &Utf8Path) -> Result<Capacity, LaunchError> {
+        let host = Host::measure(data)?;
+        Ok(Capacity {
+            memory: host.memory.saturating_sub(self.unseen(Instant::now()) + MEMORY_KEPT),
+            memory_total: host.memory_total,
+            disk: host.disk.saturating_sub(DISK_KEPT),
+        })
+    }
+
+    /// What starts have taken that does not show yet.
+    fn unseen(&self, now: Instant) -> u64 {
+        let mut recent = self.recent();
+        recent.retain(|_, (started, _)| now.duration_since(*started) < UNSEEN);
+        recent.values().map(|(_, bytes)| bytes).sum()
     }
 
     fn decide(&self, need: &Need, memory: u64, disk: u64, now: Instant) -> Result<(), LaunchError> {
@@ -66,9 +72,7 @@ impl Room {
                 ),
             });
         }
-        let mut recent = self.recent();
-        recent.retain(|_, (started, _)| now.duration_since(*started) < UNSEEN);
-        let unseen: u64 = recent.values().map(|(_, bytes)| bytes).sum();
+        let unseen = self.unseen(now);
         if memory < need.memory + unseen + MEMORY_KEPT {
             return Err(LaunchError::NoRoom {
                 reason: format!(
@@ -84,8 +88,36 @@ impl Room {
     }
 }
 
-fn available(meminfo: &str) -> Option<u64> {
-    let value = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// What is free on the host, in bytes.
+struct Host {
+    memory: u64,
+    memory_total: u64,
+    disk: u64,
+}
+
+impl Host {
+    fn measure(data: &Utf8Path) -> Result<Self, LaunchError> {
+        let meminfo = "/proc/meminfo";
+        let text = std::fs::read_to_string(meminfo).map_err(|source| LaunchError::File {
+            action: "read",
+            path: meminfo.into(),
+            source,
+        })?;
+        let disk = rustix::fs::statvfs(data.as_std_path()).map_err(|error| LaunchError::File {
+            action: "ask for the free room of",
+            path: data.to_owned(),
+            source: error.into(),
+        })?;
+        Ok(Self {
+            memory: of_meminfo(&text, "MemAvailable:").unwrap_or(u64::MAX),
+            memory_total: of_meminfo(&text, "MemTotal:").unwrap_or(u64::MAX),
+            disk: disk.f_bavail * disk.f_frsize,
+        })
+    }
+}
+
+fn of_meminfo(meminfo: &str, field: &str) -> Option<u64> {
+    let value = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
     Some(value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
@@ -118,7 +150,9 @@ mod tests {
 
     #[test]
     fn the_kernels_account_is_read() {
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   12 kB\n"), Some(12 * 1024));
-        assert_eq!(available(""), None);
+        let meminfo = "MemTotal: 9 kB\nMemAvailable:   12 kB\n";
+        assert_eq!(of_meminfo(meminfo, "MemAvailable:"), Some(12 * 1024));
+        assert_eq!(of_meminfo(meminfo, "MemTotal:"), Some(9 * 1024));
+        assert_eq!(of_meminfo("", "MemTotal:"), None);
     }
 }

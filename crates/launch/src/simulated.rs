@@ -17,8 +17,8 @@ use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
-    Abandoned, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState, Need,
-    Report, Stored,
+    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
+    Need, Report, Stored,
 };
 
 /// What the next machines do when they are started.
@@ -325,6 +325,11 @@ impl Launcher for Simulated {
         }
     }
 
+    async fn capacity(&self) -> Result<Capacity, LaunchError> {
+        let free = if self.storage().full.is_some() { 0 } else { FREE_BYTES };
+        Ok(Capacity { memory: free, memory_total: 2 * FREE_BYTES, disk: free })
+    }
+
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
         let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(machine) = machines.get(&computer)
@@ -402,6 +407,8 @@ impl Launcher for Simulated {
 }
 
 const DISK_BYTES: u64 = 1024 * 1024;
+/// Of memory and of the disk, where there is room.
+const FREE_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 const LAYERS: &str = "/layers";
 
 fn layer_path(layer: LayerId) -> Utf8PathBuf {

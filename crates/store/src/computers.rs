@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, EventId, LayerId, ProjectId, Size, SnapshotId, Status, TenantId, Timestamp, UserId,
+    ComputerId, EventId, LayerId, Order, ProjectId, Size, SnapshotId, Status, TenantId, Timestamp, UserId,
     Visibility, WorkspaceId,
 };
 use sqlx::{Row, Transaction};
@@ -69,6 +69,7 @@ pub struct ComputerFilter {
     pub search: Option<String>,
     /// `None`: any.
     pub statuses: Option<Vec<Status>>,
+    pub order: Order,
     /// How many at most, from which one on.
     pub page: Option<(u64, u64)>,
 }
@@ -159,7 +160,7 @@ impl Store {
         Ok(())
     }
 
-    /// The tenant's computers that match, newest first.
+    /// The tenant's computers that match, in the filter's order.
     pub async fn computers(
         &self,
         tenant: TenantId,
@@ -167,7 +168,7 @@ impl Store {
     ) -> Result<Vec<ComputerRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
         push_filter(&mut query, tenant, filter);
-        query.push(" ORDER BY c.created_at DESC, c.id DESC");
+        query.push(order_by(filter.order));
         if let Some((limit, offset)) = filter.page {
             query.push(" LIMIT ").push_bind(signed(limit)?);
             query.push(" OFFSET ").push_bind(i64::try_from(offset).unwrap_or(i64::MAX));
@@ -315,6 +316,18 @@ impl Store {
         record_status(&mut tx, self.clock.now(), before.as_ref(), None).await?;
         tx.commit().await?;
         Ok(())
+    }
+}
+
+/// The id last, so that no computer is on two pages.
+fn order_by(order: Order) -> &'static str {
+    match order {
+        Order::Newest => " ORDER BY c.created_at DESC, c.id DESC",
+        Order::Oldest => " ORDER BY c.created_at, c.id",
+        Order::LastChanged => " ORDER BY c.updated_at DESC, c.id DESC",
+        Order::FirstChanged => " ORDER BY c.updated_at, c.id",
+        Order::Name => " ORDER BY LOWER(c.name), c.id",
+        Order::NameBackwards => " ORDER BY LOWER(c.name) DESC, c.id DESC",
     }
 }
 

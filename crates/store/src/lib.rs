@@ -104,6 +104,21 @@ pub enum StoreError {
     Corrupt { what: String },
 }
 
+impl StoreError {
+    /// Whether PostgreSQL refused a text that it cannot hold: one with a NUL character.
+    pub fn is_unstorable_text(&self) -> bool {
+        match self {
+            StoreError::Query { source: sqlx::Error::Database(error) } => {
+                error.code().as_deref() == Some(CHARACTER_NOT_IN_REPERTOIRE)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The SQL state of such a refusal.
+const CHARACTER_NOT_IN_REPERTOIRE: &str = "22021";
+
 impl Store {
     /// Opens (and makes, if need be) the SQLite database at `path` and brings its schema up to date.
     pub async fn open(path: &Utf8Path) -> Result<Self, StoreError> {

@@ -32,7 +32,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 #[utoipa::path(post, path = "/computers", tag = "computers", params(CreateQuery), request_body = CreateComputer,
     responses(
         (status = 201, body = Computer, headers(("x-miosa-wait-outcome" = String,
-            description = "`ready` or `timeout`, where `wait` was asked for"))),
+            description = "`ready`, `error` or `timeout`, where `wait` was asked for"))),
         (status = "default", body = ErrorBody)
     ))]
 async fn create(
@@ -48,7 +48,11 @@ async fn create(
     if let Some(budget) = wait {
         let ended = tokio::time::timeout(budget, created.ended()).await;
         record = app.control.get(&caller, record.id).await?;
-        let outcome = if ended.is_ok() { "ready" } else { "timeout" };
+        let outcome = match ended {
+            Ok(true) => "ready",
+            Ok(false) => "error",
+            Err(_) => "timeout",
+        };
         headers.insert("x-miosa-wait-outcome", HeaderValue::from_static(outcome));
     }
     Ok((StatusCode::CREATED, headers, Json(app.control.computer_view(&record))))

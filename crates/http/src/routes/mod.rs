@@ -2,6 +2,7 @@
 
 pub(crate) mod apps;
 pub(crate) mod auto_stop;
+pub(crate) mod catalog;
 pub(crate) mod computers;
 pub(crate) mod connection;
 pub(crate) mod credits;

@@ -4,6 +4,8 @@
 
 mod apps;
 mod autostop;
+mod catalog;
+mod computers;
 mod connection;
 mod credits;
 mod env;
