@@ -122,17 +122,25 @@ async fn plant(client: &Client) -> Result<(String, Vec<(&'static str, String)>)>
     let hook = json!({ "url": "https://example.org/", "events": ["credits.low"], "secret": planted("webhook"),
         "headers": { "x-planted": planted("webhook-header") } });
     ok("/webhooks".to_owned(), hook).await?;
-    ok(format!("{path}/viewer-password"), json!({ "password": planted("viewer-password") })).await?;
-    drop(ok(format!("{path}/ports"), json!({ "port": 3000, "visibility": "protected" })).await?);
 
-    // Tokens that the server gives out, each used where it would be logged if anything were.
-    let token = ok(format!("{path}/stream-token"), json!({})).await?["token"].as_str().map(str::to_owned);
-    let token = token.context("no stream token")?;
+    // What the server gives out, each used where it would be logged if anything were.
+    let given = async |path: String, key: &str| -> Result<String> {
+        let answer = ok(path, json!({})).await?;
+        answer[key].as_str().map(str::to_owned).with_context(|| format!("no {key} in {answer}"))
+    };
+    let password = given(format!("{path}/viewer-password/rotate"), "viewer_password").await?;
+    ok(format!("{path}/viewer-session"), json!({ "password": password })).await?;
+    secrets.push(("a viewer password", password));
+    let share = given(format!("{path}/shares"), "share_url").await?;
+    let share = share.rsplit('/').next().context("no token")?.to_owned();
+    let shared = client.get(&format!("/shared/{share}")).await?;
+    ensure!(shared.status == 200, "{}", shared.status);
+    secrets.push(("the token of a share", share));
+    let token = given(format!("{path}/stream-token"), "token").await?;
     let socket = client.request(reqwest::Method::GET, &format!("/ws/vnc/{id}?auth={token}"), None).await?;
     ensure!(socket.status.is_client_error(), "it is no WebSocket: {}", socket.status);
     secrets.push(("a stream token", token));
-    let ticket = ok("/sse/ticket".to_owned(), json!({})).await?["ticket"].as_str().map(str::to_owned);
-    let ticket = ticket.context("no ticket")?;
+    let ticket = given("/sse/ticket".to_owned(), "ticket").await?;
     let path = format!("{}/api/v1/events/stream?ticket={ticket}", client.url);
     let stream = client.http.get(path).send().await?;
     ensure!(stream.status() == 200, "{}", stream.status());

@@ -42,7 +42,7 @@ impl Logs for LogsService {
         let reader = Reader { journal, output: BufReader::new(output) };
         let replies = stream::try_unfold(reader, async move |mut reader| {
             let lines = next(&mut reader.output).await.map_err(failed)?;
-            Ok(lines.map(|lines| (LogsReply { lines }, reader)))
+            Ok::<_, Status>(lines.map(|lines| (LogsReply { lines }, reader)))
         });
         Ok(Response::new(Box::pin(replies)))
     }
