@@ -153,7 +153,8 @@ impl Control {
         };
         let mut variables = self.opened(tenant, computer, env.variables)?;
         for NewVariable { name, value } in env.of_start {
-            let plain = self.open(&start_context(tenant, computer, &name), computer, &name, &value)?;
+            let plain =
+                self.open_variable(&start_context(tenant, computer, &name), computer, &name, &value)?;
             variables.insert(name, plain);
         }
         Ok(Environment { version: env.version, variables })
@@ -176,13 +177,19 @@ impl Control {
         sealed: Vec<VariableRecord>,
     ) -> Result<BTreeMap<String, String>, Failure> {
         let opened = sealed.into_iter().map(|VariableRecord { name, value, .. }| {
-            let plain = self.open(&context(tenant, computer, &name), computer, &name, &value)?;
+            let plain = self.open_variable(&context(tenant, computer, &name), computer, &name, &value)?;
             Ok((name, plain))
         });
         opened.collect()
     }
 
-    fn open(&self, context: &str, computer: ComputerId, name: &str, sealed: &str) -> Result<String, Failure> {
+    fn open_variable(
+        &self,
+        context: &str,
+        computer: ComputerId,
+        name: &str,
+        sealed: &str,
+    ) -> Result<String, Failure> {
         let plain = self.inner.config.seal_key.open(context, sealed);
         plain.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
             let what = format!(
