@@ -159,9 +159,11 @@ async fn nothing_that_is_secret_is_anywhere_on_the_host() -> Result<()> {
         ensure!(known.iter().any(|found| found.contains(place)), "not found in {place}: {known:?}");
     }
     ensure!(server.log().contains(&id), "the log says nothing of the computer");
-    ensure!(search(&server, &secrets)? == Vec::<String>::new());
+    let found = search(&server, &secrets)?;
+    ensure!(found.is_empty(), "{found:?}");
     client.verb(&id, "stop").await?;
-    ensure!(search(&server, &secrets)? == Vec::<String>::new(), "after a stop");
+    let found = search(&server, &secrets)?;
+    ensure!(found.is_empty(), "after a stop: {found:?}");
     // What was sealed and what the log has of it is the same after the server has gone.
     drop(client.delete(&format!("/computers/{id}")).await?);
     let found = search(&server, &secrets)?;

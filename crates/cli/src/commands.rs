@@ -231,7 +231,7 @@ pub(crate) async fn open(client: &Client, args: &OpenArgs, json: bool) -> anyhow
 
 pub(crate) async fn logs(client: &Client, args: &LogsArgs, json: bool) -> anyhow::Result<()> {
     let computer = client.find(&args.name).await?;
-    let mut query = reqwest::Url::parse("http://-/")?;
+    let mut query = reqwest::Url::parse("http://localhost/")?;
     query.query_pairs_mut().append_pair("lines", &args.lines.to_string()).append_pair("source", &args.source);
     for (name, value) in [("since", &args.since), ("service", &args.service)] {
         if let Some(value) = value {

@@ -198,6 +198,13 @@ struct Gone;
 impl Follower {
     async fn follow(mut self, stream: LogStream) {
         let listening = self.entries.clone();
+        let (control, computer) = (self.control.clone(), self.computer);
+        let gone = async {
+            let mut changes = control.inner.hub.subscribe(computer);
+            while !matches!(control.inner.store.computer(computer).await, Ok(None)) {
+                drop(changes.changed().await);
+            }
+        };
         let follow = async {
             let mut changes = self.control.inner.hub.subscribe(self.computer);
             while let Ok(Some(record)) = self.control.inner.store.computer(self.computer).await {
@@ -228,6 +235,8 @@ impl Follower {
         tokio::select! {
             () = follow => {}
             () = listening.closed() => {}
+            // Its guest may go on for a moment.
+            () = gone => {}
         }
     }
 
