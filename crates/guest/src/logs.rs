@@ -29,7 +29,6 @@ impl Logs for LogsService {
 
     async fn read(&self, request: Request<LogsRequest>) -> Result<Response<Lines>, Status> {
         let arguments = arguments(&request.into_inner())?;
-        let failed = |error: io::Error| Status::internal(format!("read the journal: {error}"));
         let mut journal = Command::new("journalctl")
             .args(arguments)
             .stdin(Stdio::null())
@@ -37,15 +36,19 @@ impl Logs for LogsService {
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .map_err(failed)?;
+            .map_err(unreadable)?;
         let output = journal.stdout.take().ok_or_else(|| Status::internal("the journal has no output"))?;
         let reader = Reader { journal, output: BufReader::new(output) };
-        let replies = stream::try_unfold(reader, async move |mut reader| {
-            let lines = next(&mut reader.output).await.map_err(failed)?;
+        let replies = stream::try_unfold(reader, async |mut reader: Reader| {
+            let lines = next(&mut reader.output).await.map_err(unreadable)?;
             Ok::<_, Status>(lines.map(|lines| (LogsReply { lines }, reader)))
         });
         Ok(Response::new(Box::pin(replies)))
     }
+}
+
+fn unreadable(error: io::Error) -> Status {
+    Status::internal(format!("read the journal: {error}"))
 }
 
 /// The program ends with the call.
