@@ -20,4 +20,5 @@ mod preview;
 mod programs;
 mod snapshots;
 mod support;
+mod tenancy;
 mod webhooks;
