@@ -256,7 +256,7 @@ pub struct WorkflowRecord {
     pub computer: ComputerId,
     pub kind: WorkflowKind,
     pub generation: u64,
-    /// How many steps are done.
+    /// From which step on it is undone; 0 while it goes forward.
     pub step: usize,
     /// Set while it is being undone.
     pub error: Option<String>,
