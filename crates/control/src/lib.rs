@@ -38,12 +38,14 @@ mod keyfile;
 mod keys;
 mod keysyms;
 mod layers;
+mod logs;
 mod metrics;
 mod observer;
 mod places;
 mod ports;
 mod preview;
 mod retention;
+mod rotate;
 mod seal;
 mod servers;
 mod shares;
@@ -90,7 +92,8 @@ pub use roost_store::{
     Caller, ComputerRecord, EventScope, KeyForm, KeyRecord, ProjectRecord, SnapshotRecord, TenantRecord,
     UserRecord, WebhookRecord, WorkspaceRecord, status,
 };
-pub use seal::SealKey;
+pub use rotate::{Resealed, reseal};
+pub use seal::{NotSealKeys, SealKey};
 pub use servers::Sharing;
 pub use snapshot_files::{Chunks, Download};
 pub use snapshots::Restored;

@@ -12,6 +12,7 @@
 //! | `files` | files: read, write, list, archive, search, watch; below the roots of each call |
 //! | `desktop` | pixels, pointer and keyboard of the X display |
 //! | `tunnel` | byte streams into the guest |
+//! | `logs` | what services have logged |
 //! | `apps` | desktop programs: which there are, installing and starting them |
 //!
 //! One thread serves all calls: they wait for other programs nearly all the time, and a second thread costs
@@ -24,6 +25,7 @@ mod apps;
 mod descriptor;
 mod desktop;
 mod files;
+mod logs;
 mod process;
 mod services;
 mod system;

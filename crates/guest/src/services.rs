@@ -5,14 +5,14 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 use hyper::body::Incoming;
 use roost_guest_proto::v1::{
     apps_server::AppsServer, desktop_server::DesktopServer, files_server::FilesServer,
-    process_server::ProcessServer, system_server::SystemServer, terminal_server::TerminalServer,
-    tunnel_server::TunnelServer,
+    logs_server::LogsServer, process_server::ProcessServer, system_server::SystemServer,
+    terminal_server::TerminalServer, tunnel_server::TunnelServer,
 };
 use tonic::{body::Body, codegen::Service, server::NamedService};
 
 use crate::{
-    apps::AppsService, desktop::DesktopService, files::FilesService, process::ProcessService,
-    system::SystemService, terminal::TerminalService, tunnel::TunnelService,
+    apps::AppsService, desktop::DesktopService, files::FilesService, logs::LogsService,
+    process::ProcessService, system::SystemService, terminal::TerminalService, tunnel::TunnelService,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
@@ -26,6 +26,7 @@ pub(crate) struct Services {
     desktop: DesktopServer<DesktopService>,
     tunnel: TunnelServer<TunnelService>,
     apps: AppsServer<AppsService>,
+    logs: LogsServer<LogsService>,
 }
 
 impl Services {
@@ -46,6 +47,7 @@ impl Services {
             desktop: DesktopServer::new(desktop),
             tunnel: TunnelServer::new(tunnel),
             apps: AppsServer::new(apps),
+            logs: LogsServer::new(LogsService),
         }
     }
 }
@@ -65,6 +67,7 @@ impl hyper::service::Service<http::Request<Incoming>> for Services {
             DesktopServer::<DesktopService>::NAME => answer(self.desktop.clone(), request),
             TunnelServer::<TunnelService>::NAME => answer(self.tunnel.clone(), request),
             AppsServer::<AppsService>::NAME => answer(self.apps.clone(), request),
+            LogsServer::<LogsService>::NAME => answer(self.logs.clone(), request),
             _ => {
                 let unknown = tonic::Status::unimplemented(format!("there is no service `{service}`"));
                 Box::pin(std::future::ready(Ok(unknown.into_http())))

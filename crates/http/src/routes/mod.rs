@@ -14,6 +14,7 @@ pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod identity;
 pub(crate) mod keys;
+pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod ports;
 pub(crate) mod projects;

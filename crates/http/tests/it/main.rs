@@ -14,6 +14,7 @@ mod files;
 mod guest;
 mod idempotency;
 mod limits;
+mod logs;
 mod metrics;
 mod ports;
 mod preview;
