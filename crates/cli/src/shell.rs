@@ -216,17 +216,12 @@ async fn write(text: &str) -> anyhow::Result<()> {
 }
 
 /// Looks for `~.` at the beginning of a line.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Leaving {
+    #[default]
     LineStart,
     Tilde,
     InLine,
-}
-
-impl Default for Leaving {
-    fn default() -> Self {
-        Self::LineStart
-    }
 }
 
 impl Leaving {
