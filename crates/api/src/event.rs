@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{ComputerId, Size, SnapshotId, Status, TenantId, Timestamp, WorkspaceId};
+use crate::{ComputerId, RegionName, Size, SnapshotId, Status, TenantId, Timestamp, WorkspaceId};
 
 /// The place of an event in the order of all; `evt_42` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -67,6 +67,17 @@ pub enum Event {
     CreditsExhausted {
         balance_credits: i64,
     },
+    /// It is on its way to another region.
+    MoveProgress {
+        region: RegionName,
+        /// Percent.
+        progress: u8,
+    },
+    /// Its files are in another region now.
+    Moved {
+        region: RegionName,
+        previous_region: RegionName,
+    },
     /// A snapshot is ready.
     CheckpointCreated {
         snapshot_id: SnapshotId,
@@ -119,6 +130,8 @@ impl Event {
         "auto_stopped",
         "credits.low",
         "credits.exhausted",
+        "move_progress",
+        "computer.moved",
         "checkpoint_created",
     ];
 
@@ -136,6 +149,8 @@ impl Event {
             Event::AutoStopped { .. } => "auto_stopped",
             Event::CreditsLow { .. } => "credits.low",
             Event::CreditsExhausted { .. } => "credits.exhausted",
+            Event::MoveProgress { .. } => "move_progress",
+            Event::Moved { .. } => "computer.moved",
             Event::CheckpointCreated { .. } => "checkpoint_created",
         }
     }
@@ -226,6 +241,8 @@ mod tests {
             Event::AutoStopped { idle_seconds: 60 },
             Event::CreditsLow { balance_credits: 1 },
             Event::CreditsExhausted { balance_credits: 0 },
+            Event::MoveProgress { region: RegionName::local(), progress: 10 },
+            Event::Moved { region: RegionName::local(), previous_region: RegionName::local() },
             Event::CheckpointCreated { snapshot_id: SnapshotId::new() },
         ];
         let now = Timestamp::now();

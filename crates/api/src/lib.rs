@@ -61,7 +61,7 @@ pub use port::{
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use snapshot::{
     AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,
-    DeletedSnapshots, ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, NameSnapshot,
+    DeletedSnapshots, ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, MoveComputer, NameSnapshot,
     NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
     SnapshotAllowance, SnapshotDependent, SnapshotEntry, SnapshotEntryKind, SnapshotEvent, SnapshotGroup,
     SnapshotPath, SnapshotResource, SnapshotState, SnapshotTree, SseTicket, TicketQuery, WithDependents,

@@ -48,7 +48,7 @@ impl Control {
         let template = template.map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
         check_name(name)?;
         let size = wanted_size(&request)?;
-        self.wanted_region(request.region.as_deref())?;
+        let region = self.wanted_region(request.region.as_deref())?;
         if request.workspace_id.is_some_and(|id| id != home.workspace.as_uuid()) {
             return Err(Failure::new(ErrorCode::NotFound, "workspace not found"));
         }
@@ -67,7 +67,7 @@ impl Control {
         })?;
         self.require_credits(caller.tenant).await?;
         let warm = self.inner.templates.warm(template, &files.digest, size)?;
-        self.admit(if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
+        self.admit(&region, if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
         let id = ComputerId::new();
         let env = self.new_variables(caller.tenant, id, &request.env.unwrap_or_default())?;
         let always_on = request.always_on.unwrap_or(false);
@@ -91,6 +91,7 @@ impl Control {
             auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },
             always_on,
             disk_gib: size.disk_gib(),
+            region,
             snapshot: None,
             layer: None,
             last_snapshot: None,
@@ -198,7 +199,7 @@ impl Control {
             now => {
                 if matches!(now, Status::Stopped | Status::Error) {
                     self.require_credits(record.tenant_id).await?;
-                    self.admit(Start::Booted).await?;
+                    self.admit(&record.region, Start::Booted).await?;
                 }
                 Some(self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?)
             }
@@ -280,7 +281,7 @@ impl Control {
 
     /// The newest console lines; those of the failure when the computer failed.
     pub async fn console(&self, record: &ComputerRecord, lines: usize) -> Result<Vec<String>, Failure> {
-        let live = self.inner.launcher.console(record.id, lines).await?;
+        let live = self.inner.regions.of(&record.region)?.console(record.id, lines).await?;
         if !live.is_empty() || record.observed != Observed::Failed {
             return Ok(live);
         }
@@ -380,7 +381,7 @@ impl Control {
             agent_status: None,
             resolution: "1280x720".to_owned(),
             auto_stop: record.auto_stop,
-            region: Some("local".to_owned()),
+            region: Some(record.region.to_string()),
             metadata: record.metadata.clone(),
             visibility: record.visibility,
             persistent: true,

@@ -34,9 +34,11 @@ mod keys;
 mod keysyms;
 mod layers;
 mod metrics;
+mod moves;
 mod observer;
 mod ports;
 mod preview;
+mod regions;
 mod retention;
 mod seal;
 mod servers;
@@ -57,7 +59,6 @@ use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use roost_api::{ComputerId, Size, SnapshotId, Timestamp};
-use roost_launch::Launcher;
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
 
@@ -72,6 +73,7 @@ pub use idempotency::{Admission, Operation, Running, answer_lost};
 pub use keys::{AdminKey, first_key};
 pub use ports::ExposedPort;
 pub use preview::{Answer, Decision, Door, Place, Session, Visitor};
+pub use regions::Regions;
 pub use retention::EventRetention;
 pub use roost_store::{Caller, ComputerRecord, EventScope, SnapshotRecord, WebhookRecord, status};
 pub use seal::SealKey;
@@ -157,7 +159,7 @@ pub struct Control {
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    launcher: Arc<dyn Launcher>,
+    regions: Regions,
     templates: Arc<dyn Templates>,
     home: Home,
     config: Config,
@@ -185,7 +187,7 @@ impl Control {
     /// Opens the control plane: picks up every computer and every unfinished workflow where it is.
     pub async fn start(
         store: Store,
-        launcher: Arc<dyn Launcher>,
+        regions: impl Into<Regions>,
         templates: Arc<dyn Templates>,
         config: Config,
         hook: Arc<dyn StepHook>,
@@ -197,7 +199,7 @@ impl Control {
         let control = Self {
             inner: Arc::new(Inner {
                 store,
-                launcher,
+                regions: regions.into(),
                 templates,
                 home,
                 config,

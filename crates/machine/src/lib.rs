@@ -24,6 +24,7 @@
 
 pub mod accel;
 mod console;
+mod detach;
 mod directory;
 mod disk;
 mod lines;
@@ -53,6 +54,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use directory::DirectoryError;
 pub use memory::MemoryError;
+pub use detach::{DetachError, detach, require_same};
 pub use merge::MergeError;
 pub use qemu::hardware;
 

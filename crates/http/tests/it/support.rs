@@ -8,7 +8,7 @@ use camino::Utf8PathBuf;
 use http_body_util::BodyExt;
 use roost_api::Size;
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, SealKey, Sharing, StreamKey,
+    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, Regions, SealKey, Sharing, StreamKey,
     TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_http::{App, Outgoing, Reach};
@@ -52,6 +52,8 @@ pub struct Server {
     /// The key of the first tenant's administrator.
     pub key: String,
     pub launcher: Arc<Simulated>,
+    /// Of the region `us-east-ny`.
+    pub far: Arc<Simulated>,
     pub database: TestDatabase,
 }
 
@@ -77,7 +79,7 @@ impl Server {
         let database = TestDatabase::new().await;
         let store = database.store().await;
         let key = roost_control::first_key(&store).await.unwrap().unwrap().text;
-        Self::start(database, store, key, Arc::new(Simulated::default()), [2; 32]).await
+        Self::start(database, store, key, [Arc::default(), Arc::default()], [2; 32]).await
     }
 
     /// The same behind another surface.
@@ -94,21 +96,21 @@ impl Server {
         self.store.close().await;
         self.database.forget_servers().await;
         let store = self.database.store().await;
-        Self::start(self.database, store, self.key, self.launcher, [2; 32]).await
+        Self::start(self.database, store, self.key, [self.launcher, self.far], [2; 32]).await
     }
 
     /// The same where the file of the key was lost.
     pub async fn with_another_seal_key(self) -> Self {
         self.database.forget_servers().await;
         let store = self.database.store().await;
-        Self::start(self.database, store, self.key, self.launcher, [3; 32]).await
+        Self::start(self.database, store, self.key, [self.launcher, self.far], [3; 32]).await
     }
 
     async fn start(
         database: TestDatabase,
         store: Store,
         key: String,
-        launcher: Arc<Simulated>,
+        [launcher, far]: [Arc<Simulated>; 2],
         seal_key: [u8; 32],
     ) -> Self {
         let config = Config {
@@ -128,10 +130,11 @@ impl Server {
             sharing: Sharing::default(),
         };
         let templates = Arc::new(OneTemplate);
-        let control = Control::start(store.clone(), launcher.clone(), templates, config, Arc::new(NoHook));
+        let regions = Regions::from(launcher.clone()).with("us-east-ny".parse().unwrap(), far.clone());
+        let control = Control::start(store.clone(), regions, templates, config, Arc::new(NoHook));
         let control = control.await.unwrap();
         let router = roost_http::router(app(&control)).unwrap();
-        Self { router, control, store, key, launcher, database }
+        Self { router, control, store, key, launcher, far, database }
     }
 
     /// Opens an event stream with the server's key.
