@@ -224,17 +224,14 @@ async fn pages_that_are_out_of_range_are_the_nearest() {
     }
 }
 
-/// PostgreSQL holds no text with a NUL, and says so; to callers it is like every other text that is in no row.
+/// PostgreSQL holds no text with a NUL.
 #[tokio::test]
 async fn a_nul_in_a_request_breaks_nothing() {
     let server = Server::new().await;
     let id = server.computer().await;
     for path in ["/computers?search=%00", "/computers?external_user_id=a%00b", "/snapshots?q=%00"] {
         let (status, list) = server.get(path).await;
-        match status {
-            200 => assert_eq!(list["data"], json!([]), "{path}"),
-            status => assert_eq!((status, &list["code"]), (422, &json!("VALIDATION_FAILED")), "{path}"),
-        }
+        assert_eq!((status, &list["code"]), (422, &json!("VALIDATION_FAILED")), "{path}");
     }
     let path = format!("/computers/{id}");
     let (status, changed) = server.call(Method::PATCH, &path, json!({ "agent_session_id": "a\0b" })).await;
