@@ -118,7 +118,10 @@ async fn a_move_is_safe_to_interrupt() -> Result<()> {
         here = !here;
         ensure!(server.machine(&id).exists() == here, "{pause} ms: files in both regions");
         ensure!(server.machine_in(FAR, &id).exists() != here, "{pause} ms: files in both regions");
-        ensure!(sums(&server.client(), &id).await? == [below.clone(), above.clone()], "{pause} ms: lost files");
+        ensure!(
+            sums(&server.client(), &id).await? == [below.clone(), above.clone()],
+            "{pause} ms: lost files"
+        );
     }
     server.client().delete(&format!("/computers/{id}")).await?;
     server.no_orphans()

@@ -14,7 +14,8 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use roost_api::{MicroCredits, NotARegion, Price, Prices, RegionName, Size};
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, Regions, SealKey, Sharing, StreamKey, Templates,
+    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, Regions, SealKey, Sharing, StreamKey,
+    Templates,
 };
 use roost_http::{App, Origin, Outgoing, RateLimit, Reach};
 use roost_image::DESKTOP;
@@ -270,7 +271,9 @@ fn region_directories(
             bail!("the region local is the data directory itself ({data}): choose another with --data");
         }
         if directory == data || found.values().any(|other| *other == directory) {
-            bail!("the region {name} has the directory {directory} of another region: each needs one of its own");
+            bail!(
+                "the region {name} has the directory {directory} of another region: each needs one of its own"
+            );
         }
         if found.insert(name.clone(), directory).is_some() {
             bail!("the region {name} is given twice");
@@ -280,8 +283,9 @@ fn region_directories(
 }
 
 fn make_region_directory(name: &RegionName, directory: &Utf8Path) -> anyhow::Result<()> {
-    let failed =
-        || format!("failed to make the directory {directory} of the region {name}: choose another with --region");
+    let failed = || {
+        format!("failed to make the directory {directory} of the region {name}: choose another with --region")
+    };
     std::fs::create_dir_all(directory).with_context(failed)?;
     // Machines run as other users when the server is root; they pass through, and list nothing.
     let mode = if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use roost_api::{
-    ComputeCatalog, ComputePricing, ComputeTemplate, ErrorCode, Product, Region, RegionName, Size,
-    SizeOffer, TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
+    ComputeCatalog, ComputePricing, ComputeTemplate, ErrorCode, Product, Region, RegionName, Size, SizeOffer,
+    TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
 };
 use roost_launch::Capacity;
 

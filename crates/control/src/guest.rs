@@ -23,7 +23,8 @@ const RUN: &str = "/roost.guest.v1.Process/Run";
 /// One HTTP/2 connection per computer, kept while its machine lives.
 #[derive(Debug, Default)]
 pub(crate) struct Guests {
-    channels: Mutex<HashMap<ComputerId, Channel>>,
+    /// And where each leads: another server may have moved the computer.
+    channels: Mutex<HashMap<ComputerId, (RegionName, Channel)>>,
 }
 
 impl Guests {
@@ -91,17 +92,15 @@ impl Control {
     }
 
     /// A channel to the agent of whatever machine the computer has, for calls that are no use of it.
-    pub(crate) fn unused_guest(
-        &self,
-        computer: ComputerId,
-        region: &RegionName,
-    ) -> Result<Channel, Failure> {
+    pub(crate) fn unused_guest(&self, computer: ComputerId, region: &RegionName) -> Result<Channel, Failure> {
         let mut channels = self.inner.guests.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(&computer) {
+        if let Some((there, channel)) = channels.get(&computer)
+            && there == region
+        {
             return Ok(channel.clone());
         }
         let channel = self.inner.regions.of(region)?.guest(computer)?;
-        channels.insert(computer, channel.clone());
+        channels.insert(computer, (region.clone(), channel.clone()));
         Ok(channel)
     }
 }

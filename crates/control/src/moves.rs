@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use roost_api::{ApiError, ComputerId, ErrorCode, Event, LayerId, MoveComputer, RegionName, Status};
 use roost_launch::Need;
-use roost_store::{
-    Begin, ComputerRecord, EventScope, WorkflowKind, WorkflowPayload, WorkflowRecord,
-};
+use roost_store::{Begin, ComputerRecord, EventScope, WorkflowKind, WorkflowPayload, WorkflowRecord};
 use tokio::sync::watch;
 
 use crate::snapshots::must_be_stopped;

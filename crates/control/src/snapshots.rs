@@ -655,10 +655,8 @@ fn check_clone(source: &ComputerRecord, request: &CloneComputer) -> Result<(), A
     if let Some(region) = request.region.as_deref().map(str::trim).filter(|region| !region.is_empty())
         && region != source.region.as_str()
     {
-        let problem = format!(
-            "a clone is where its source is, which is {}; move it when it is stopped",
-            source.region
-        );
+        let problem =
+            format!("a clone is where its source is, which is {}; move it when it is stopped", source.region);
         return Err(ApiError::field("region", problem));
     }
     Ok(())

@@ -219,7 +219,11 @@ impl Engine {
     /// The runs that read layers.
     pub(crate) fn launching(&self) -> Vec<Handle> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().filter(|run| run.kind.reads_layers()).map(|run| Handle::here(run.done.clone())).collect()
+        running
+            .values()
+            .filter(|run| run.kind.reads_layers())
+            .map(|run| Handle::here(run.done.clone()))
+            .collect()
     }
 
     /// Asks the run at work on `computer` to give up, and returns what to wait for.
@@ -743,14 +747,18 @@ pub(crate) enum Start {
 fn capture(workflow: &WorkflowRecord) -> Result<Capture, Failure> {
     match workflow.payload {
         Some(WorkflowPayload::Capture { snapshot, layer }) => Ok(Capture { snapshot, layer }),
-        Some(WorkflowPayload::Resize { .. } | WorkflowPayload::Move { .. }) | None => Err(without_payload(workflow)),
+        Some(WorkflowPayload::Resize { .. } | WorkflowPayload::Move { .. }) | None => {
+            Err(without_payload(workflow))
+        }
     }
 }
 
 fn new_size(workflow: &WorkflowRecord) -> Result<Size, Failure> {
     match workflow.payload {
         Some(WorkflowPayload::Resize { size }) => Ok(size),
-        Some(WorkflowPayload::Capture { .. } | WorkflowPayload::Move { .. }) | None => Err(without_payload(workflow)),
+        Some(WorkflowPayload::Capture { .. } | WorkflowPayload::Move { .. }) | None => {
+            Err(without_payload(workflow))
+        }
     }
 }
 

@@ -13,12 +13,14 @@ use camino::Utf8PathBuf;
 use futures_util::StreamExt;
 use roost_api::{
     CloneComputer, ComputerId, CreateComputer, CreateSnapshot, ErrorCode, EventId, ForkSnapshot,
-    MoveComputer, NameSnapshot, RegionName, ResizeComputer, Size, SnapshotId, SnapshotState, Status, UpdateComputer,
+    MoveComputer, NameSnapshot, RegionName, ResizeComputer, Size, SnapshotId, SnapshotState, Status,
+    UpdateComputer,
 };
 use roost_control::status::status;
 use roost_control::{
-    Caller, ComputerRecord, Config, Control, CreditConfig, EventRetention, Failure, NoHook, Regions, PublicUrls, SealKey, Sharing, Step,
-    StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles, plan,
+    Caller, ComputerRecord, Config, Control, CreditConfig, EventRetention, Failure, NoHook, PublicUrls,
+    Regions, SealKey, Sharing, Step, StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
+    plan,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};

@@ -37,7 +37,9 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::room::Room;
-use crate::storage::{Storage, allocated, copy_sparse, machine_bytes, is_same, relocate, remove_all, take_over};
+use crate::storage::{
+    Storage, allocated, copy_sparse, is_same, machine_bytes, relocate, remove_all, take_over,
+};
 use crate::{
     Abandoned, Capacity, Capture, Captured, Environment, LaunchError, Launcher, MachineState, Need, Report,
     Source, Stored,

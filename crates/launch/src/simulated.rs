@@ -328,9 +328,11 @@ impl Launcher for Simulated {
     /// What makes the computer is in the path: the other launcher has it from there.
     async fn source(&self, computer: ComputerId) -> Result<Source, LaunchError> {
         let storage = self.storage();
-        let mut base = storage.disks.get(&computer).cloned().ok_or_else(|| LaunchError::Refused {
-            reason: "it has no disk".to_owned(),
-        })?;
+        let mut base = storage
+            .disks
+            .get(&computer)
+            .cloned()
+            .ok_or_else(|| LaunchError::Refused { reason: "it has no disk".to_owned() })?;
         while let Some(layer) = layer_of(&base) {
             base = storage.layers.get(&layer).cloned().expect("a layer is missing");
         }

@@ -157,11 +157,7 @@ fn machine_files(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>, LaunchError> 
 
 /// Copies the files of a computer that does not run from one machine's directory to another; `progress` is told
 /// after every piece how much is copied, in percent. Runs as the machine's user, who owns both.
-pub fn copy_machine(
-    from: &Utf8Path,
-    to: &Utf8Path,
-    progress: &mut dyn FnMut(u8),
-) -> Result<(), LaunchError> {
+pub fn copy_machine(from: &Utf8Path, to: &Utf8Path, progress: &mut dyn FnMut(u8)) -> Result<(), LaunchError> {
     let files = machine_files(from)?;
     let total = machine_bytes(from)?.max(1);
     let mut done = 0;
@@ -246,7 +242,8 @@ mod tests {
         std::fs::create_dir_all(from.join("memory")).unwrap();
         std::fs::create_dir_all(from.join("captures/x")).unwrap();
         std::fs::create_dir(&to).unwrap();
-        for name in ["disk.qcow2", "console.log", "memory/pages", "memory/runs", "spec.json", "captures/x/y"] {
+        for name in ["disk.qcow2", "console.log", "memory/pages", "memory/runs", "spec.json", "captures/x/y"]
+        {
             std::fs::write(from.join(name), vec![7; 100_000]).unwrap();
         }
         let mut told = Vec::new();

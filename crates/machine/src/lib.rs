@@ -52,9 +52,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use detach::{DetachError, detach, require_same};
 pub use directory::DirectoryError;
 pub use memory::MemoryError;
-pub use detach::{DetachError, detach, require_same};
 pub use merge::MergeError;
 pub use qemu::hardware;
 

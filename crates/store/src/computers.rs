@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, Event, EventId, LayerId, Order, ProjectId, RegionName, Size, SnapshotId, Status, TenantId, Timestamp, UserId,
-    Visibility, WorkspaceId,
+    ComputerId, Event, EventId, LayerId, Order, ProjectId, RegionName, Size, SnapshotId, Status, TenantId,
+    Timestamp, UserId, Visibility, WorkspaceId,
 };
 use sqlx::{Row, Transaction};
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, LayerId, ProjectId, RegionName, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility, WorkflowId,
-    WorkspaceId,
+    ComputerId, LayerId, ProjectId, RegionName, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility,
+    WorkflowId, WorkspaceId,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::Row;

@@ -135,8 +135,13 @@ async fn a_stopped_computer_moves() {
     }
     let (status, _) = server.post(&format!("/computers/{id}/stop"), json!({})).await;
     assert_eq!(status, 200);
-    for body in [json!({}), json!({ "host_id": "h" }), json!({ "region": "" }), json!({ "region": "moon" }), json!({ "region": 7 })]
-    {
+    for body in [
+        json!({}),
+        json!({ "host_id": "h" }),
+        json!({ "region": "" }),
+        json!({ "region": "moon" }),
+        json!({ "region": 7 }),
+    ] {
         let (status, refused) = server.post(&path, body.clone()).await;
         assert_eq!((status, keys(&refused["errors"])), (422, vec!["region"]), "{body}");
     }
