@@ -1,7 +1,7 @@
 //! Regions, sizes, prices and templates. Several clients look for the same under different paths.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use roost_api::{
     ComputeCatalog, ComputePricing, ComputeTemplate, Data, ErrorBody, Region, SizeOffer, TemplateCatalog,
 };
@@ -10,7 +10,7 @@ use utoipa_axum::routes;
 
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::Auth;
+use crate::extract::{Auth, PathName};
 
 pub(crate) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -41,10 +41,10 @@ async fn regions(State(app): State<App>, _: Auth) -> Answer<Vec<Region>> {
 }
 
 /// Read a region
-#[utoipa::path(get, path = "/regions/{id}", tag = "catalog", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/regions/{name}", tag = "catalog", params(("name" = String, Path)),
     responses((status = 200, body = Data<Region>), (status = "default", body = ErrorBody)))]
-async fn region(State(app): State<App>, _: Auth, Path(id): Path<String>) -> Answer<Region> {
-    Ok(data(app.control.region(&id).await?))
+async fn region(State(app): State<App>, _: Auth, PathName(name): PathName) -> Answer<Region> {
+    Ok(data(app.control.region(&name).await?))
 }
 
 /// List the regions (the same as /regions)
@@ -97,14 +97,14 @@ async fn compute_templates(State(app): State<App>, _: Auth) -> Answer<Vec<Comput
 }
 
 /// Read a template
-#[utoipa::path(get, path = "/compute/templates/{tid}", tag = "catalog", params(("tid" = String, Path)),
+#[utoipa::path(get, path = "/compute/templates/{name}", tag = "catalog", params(("name" = String, Path)),
     responses((status = 200, body = Data<ComputeTemplate>), (status = "default", body = ErrorBody)))]
 async fn compute_template(
     State(app): State<App>,
     _: Auth,
-    Path(tid): Path<String>,
+    PathName(name): PathName,
 ) -> Answer<ComputeTemplate> {
-    Ok(data(app.control.compute_template(&tid)?))
+    Ok(data(app.control.compute_template(&name)?))
 }
 
 /// The templates, and how computers of each size would start now
