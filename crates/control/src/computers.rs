@@ -127,6 +127,14 @@ impl Control {
             (None, None) => None,
             (page, size) => Some((page.unwrap_or(1).max(1), u64::from(size.unwrap_or(20).clamp(1, 100)))),
         };
+        for (field, text) in [
+            ("search", &query.search),
+            ("external_workspace_id", &query.external_workspace_id),
+            ("external_user_id", &query.external_user_id),
+            ("external_project_id", &query.external_project_id),
+        ] {
+            check_filter(field, text.as_deref())?;
+        }
         let filter = ComputerFilter {
             workspace: filter_id("workspace_id", query.workspace_id.as_deref())?,
             project: filter_id("project_id", query.project_id.as_deref())?,
@@ -459,6 +467,14 @@ pub(crate) fn metadata(map: Option<Map<String, Value>>) -> Result<BTreeMap<Strin
         return Err(ApiError::field("metadata", format!("larger than {MOST_METADATA} bytes")));
     }
     Ok(map)
+}
+
+/// What SQLite would read up to its NUL, and PostgreSQL not at all.
+pub(crate) fn check_filter(field: &str, text: Option<&str>) -> Result<(), ApiError> {
+    if text.is_some_and(|text| text.contains('\0')) {
+        return Err(ApiError::field(field, "holds a NUL character, which is in no text here"));
+    }
+    Ok(())
 }
 
 pub(crate) fn filter_id<T: std::str::FromStr>(

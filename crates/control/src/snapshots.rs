@@ -16,7 +16,7 @@ use roost_store::{
 };
 use serde_json::json;
 
-use crate::computers::{check_name, filter_id, metadata};
+use crate::computers::{check_filter, check_name, filter_id, metadata};
 use crate::guest::not_running;
 use crate::slug::slugify;
 use crate::status::status;
@@ -751,6 +751,7 @@ fn filter(query: &ListSnapshots, named: bool) -> Result<SnapshotFilter, ApiError
         Some("restoring") => Some(SnapshotStatus::Ready),
         Some(text) => Some(text.parse().map_err(|_| ApiError::field("status", "not a status of snapshots"))?),
     };
+    check_filter("q", query.q.as_deref())?;
     let limit = query.limit.unwrap_or(50).clamp(1, 200);
     Ok(SnapshotFilter {
         computer: filter_id("resource_id", computer)?,
