@@ -405,6 +405,17 @@ async fn apps(sheet: &mut Sheet, client: &Client, id: &str) {
     if sheet.section("List Installed Apps", "get", "/computers/{id}/apps") {
         let apps = sheet.answer("the example", client.get(&format!("/computers/{id}/apps")).await, OK);
         sheet.field(&apps, "apps", |apps| apps.as_array().is_some_and(|apps| !apps.is_empty()));
+        let named = |name: &str| {
+            apps["apps"].as_array().is_some_and(|apps| apps.iter().any(|app| app["name"] == name))
+        };
+        sheet.row(
+            "the browser is among them",
+            if named("Firefox ESR") { Ok(()) } else { Err(anyhow::anyhow!("{apps}")) },
+        );
+        for key in ["id", "name", "exec", "icon"] {
+            sheet.field(&apps["apps"][0], key, Value::is_string);
+        }
+        sheet.field(&apps["apps"][0], "categories", Value::is_array);
     }
 }
 

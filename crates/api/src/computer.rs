@@ -180,6 +180,7 @@ pub struct CreateComputer {
     pub gpu_model: Option<String>,
     /// Where it is placed; `local` by default.
     pub region: Option<String>,
+    /// Apps of the catalogue (`GET /apps/catalog`) to install once it runs.
     pub selected_apps: Option<Vec<String>>,
     pub workspace_id: Option<Uuid>,
     pub project_id: Option<Uuid>,

@@ -78,6 +78,20 @@ pub enum Event {
         region: RegionName,
         previous_region: RegionName,
     },
+    /// An app is being installed: so far, in percent.
+    AppInstalling {
+        app: String,
+        progress: u8,
+    },
+    AppInstalled {
+        app: String,
+    },
+    /// An app could not be installed.
+    AppFailed {
+        app: String,
+        /// Why.
+        message: String,
+    },
     /// A snapshot is ready.
     CheckpointCreated {
         snapshot_id: SnapshotId,
@@ -132,6 +146,9 @@ impl Event {
         "credits.exhausted",
         "move_progress",
         "computer.moved",
+        "app.installing",
+        "app.installed",
+        "app.failed",
         "checkpoint_created",
     ];
 
@@ -151,6 +168,9 @@ impl Event {
             Event::CreditsExhausted { .. } => "credits.exhausted",
             Event::MoveProgress { .. } => "move_progress",
             Event::Moved { .. } => "computer.moved",
+            Event::AppInstalling { .. } => "app.installing",
+            Event::AppInstalled { .. } => "app.installed",
+            Event::AppFailed { .. } => "app.failed",
             Event::CheckpointCreated { .. } => "checkpoint_created",
         }
     }
@@ -243,6 +263,9 @@ mod tests {
             Event::CreditsExhausted { balance_credits: 0 },
             Event::MoveProgress { region: RegionName::local(), progress: 10 },
             Event::Moved { region: RegionName::local(), previous_region: RegionName::local() },
+            Event::AppInstalling { app: "geany".to_owned(), progress: 1 },
+            Event::AppInstalled { app: "geany".to_owned() },
+            Event::AppFailed { app: "geany".to_owned(), message: "why".to_owned() },
             Event::CheckpointCreated { snapshot_id: SnapshotId::new() },
         ];
         let now = Timestamp::now();

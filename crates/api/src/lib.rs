@@ -1,5 +1,6 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod app;
 mod auto_stop;
 mod catalog;
 mod computer;
@@ -19,6 +20,10 @@ mod snapshot;
 mod time;
 mod webhook;
 
+pub use app::{
+    App, AppList, Catalog, CatalogApp, Installation, InstallationStatus, Installations, LaunchRequest,
+    SelectApps,
+};
 pub use auto_stop::{AutoStop, ChangeAutoStop};
 pub use catalog::{
     ComputeCatalog, ComputePricing, ComputeTemplate, NotARegion, Product, Region, RegionName, SizeOffer,

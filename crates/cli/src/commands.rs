@@ -28,6 +28,9 @@ pub(crate) struct CreateArgs {
     /// The template to start from
     #[arg(long, default_value = "miosa-desktop")]
     template: String,
+    /// An app to install once it runs, from `roost app catalog`; may be given several times
+    #[arg(long = "app", value_name = "APP")]
+    apps: Vec<String>,
     /// Return at once instead of waiting until it runs
     #[arg(long)]
     no_wait: bool,
@@ -81,7 +84,9 @@ pub(crate) struct LogsArgs {
 }
 
 pub(crate) async fn create(client: &Client, args: CreateArgs, json: bool) -> anyhow::Result<()> {
-    let body = json!({ "name": args.name, "template_type": args.template, "size": args.size });
+    let body = json!({
+        "name": args.name, "template_type": args.template, "size": args.size, "selected_apps": args.apps,
+    });
     if args.no_wait {
         let computer: Computer = client.call(Method::POST, "/computers", Some(&body)).await?;
         return print_computer(&computer, json);

@@ -1,5 +1,6 @@
 //! The `roost` binary: the server, the machine process it spawns, and the command line for people.
 
+mod app;
 mod client;
 mod commands;
 mod config;
@@ -11,6 +12,7 @@ mod metering;
 mod output;
 mod serve;
 mod snapshot;
+mod stream;
 mod templates;
 
 use std::process::ExitCode;
@@ -62,6 +64,9 @@ enum Command {
     Delete(commands::DeleteArgs),
     /// Run a command in a computer; ends with the command's exit code
     Exec(exec::ExecArgs),
+    /// List, install and start desktop programs
+    #[command(subcommand)]
+    App(app::AppCommand),
     /// Save a screenshot as PNG
     Screenshot(commands::ScreenshotArgs),
     /// Print the link of a computer's desktop, and open it in a browser where there is one
@@ -155,6 +160,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Snapshot(command) => snapshot::run(&client()?, &command, json).await?,
         Command::Delete(args) => commands::delete(&client()?, &args, json).await?,
         Command::Exec(args) => return exec::exec(&client()?, &args, json).await,
+        Command::App(command) => app::run(&client()?, &command, json).await?,
         Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,
         Command::Open(args) => commands::open(&client()?, &args, json).await?,
         Command::Logs(args) => commands::logs(&client()?, &args, json).await?,

@@ -16,7 +16,7 @@ use crate::catalog::DESKTOP;
 use crate::slug::slugify;
 use crate::status::status;
 use crate::workflow::{Handle, Start};
-use crate::{Control, Failure};
+use crate::{Control, Failure, app_catalog};
 
 const LONGEST_NAME: usize = 200;
 const MOST_METADATA: usize = 16 * 1024;
@@ -85,7 +85,7 @@ impl Control {
             external_workspace_id: request.external_workspace_id,
             external_user_id: request.external_user_id,
             external_project_id: request.external_project_id,
-            selected_apps: request.selected_apps.unwrap_or_default(),
+            selected_apps: app_catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?,
             metadata: metadata(request.metadata)?,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
             auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },

@@ -15,6 +15,8 @@
 //!
 //! This crate knows nothing about HTTP, SQL text or QEMU.
 
+mod app_catalog;
+mod apps;
 mod catalog;
 mod computers;
 mod connection;
@@ -179,6 +181,7 @@ struct Inner {
     observers: observer::Observers,
     guests: guest::Guests,
     idle: idle::Idle,
+    installers: apps::Installers,
     samples: metrics::Samples,
     meter: credits::Meter,
 }
@@ -218,6 +221,7 @@ impl Control {
                 observers: observer::Observers::default(),
                 guests: guest::Guests::default(),
                 idle: idle::Idle::default(),
+                installers: apps::Installers::default(),
                 samples: metrics::Samples::default(),
                 meter: credits::Meter::default(),
             }),
@@ -231,6 +235,7 @@ impl Control {
         control.keep_samples();
         control.keep_activity();
         control.stop_idle_computers();
+        control.keep_installing();
         control.keep_retention();
         control.keep_telling();
         Ok(control)

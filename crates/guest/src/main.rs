@@ -10,6 +10,7 @@
 //! | `process` | commands: start, stream, signal, end |
 //! | `desktop` | pixels, pointer and keyboard of the X display |
 //! | `tunnel` | byte streams into the guest |
+//! | `apps` | desktop programs: which there are, installing and starting them |
 //!
 //! One thread serves all calls: they wait for other programs nearly all the time, and a second thread costs
 //! more than it gives on a guest this small. What may block (X requests, small files) goes to tokio's
@@ -17,6 +18,7 @@
 //!
 //! It knows nothing of tenants, names of computers in the API, or images.
 
+mod apps;
 mod descriptor;
 mod desktop;
 mod process;
@@ -30,6 +32,7 @@ use std::{convert::Infallible, path::PathBuf, process::ExitCode};
 use tracing::level_filters::LevelFilter;
 
 use crate::{
+    apps::AppsService,
     desktop::{DesktopService, display::DisplayAddress, readiness},
     process::ProcessService,
     services::Services,
@@ -147,9 +150,10 @@ async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
     let environment = Environment::restore(user.clone(), display.clone(), readiness.clone());
     let services = Services::new(
         SystemService::new(environment.clone(), readiness.clone()),
-        ProcessService::new(environment, user, display.clone()),
-        DesktopService::new(display, readiness),
+        ProcessService::new(environment, user.clone(), display.clone()),
+        DesktopService::new(display.clone(), readiness),
         TunnelService::new(rfb),
+        AppsService::new(user, display),
     );
     match transport {
         Transport::Port(path) => transport::serve_port(path, services).await,

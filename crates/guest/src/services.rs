@@ -4,12 +4,15 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 
 use hyper::body::Incoming;
 use roost_guest_proto::v1::{
-    desktop_server::DesktopServer, process_server::ProcessServer, system_server::SystemServer,
-    tunnel_server::TunnelServer,
+    apps_server::AppsServer, desktop_server::DesktopServer, process_server::ProcessServer,
+    system_server::SystemServer, tunnel_server::TunnelServer,
 };
 use tonic::{body::Body, codegen::Service, server::NamedService};
 
-use crate::{desktop::DesktopService, process::ProcessService, system::SystemService, tunnel::TunnelService};
+use crate::{
+    apps::AppsService, desktop::DesktopService, process::ProcessService, system::SystemService,
+    tunnel::TunnelService,
+};
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
@@ -19,6 +22,7 @@ pub(crate) struct Services {
     process: ProcessServer<ProcessService>,
     desktop: DesktopServer<DesktopService>,
     tunnel: TunnelServer<TunnelService>,
+    apps: AppsServer<AppsService>,
 }
 
 impl Services {
@@ -27,12 +31,14 @@ impl Services {
         process: ProcessService,
         desktop: DesktopService,
         tunnel: TunnelService,
+        apps: AppsService,
     ) -> Self {
         Self {
             system: SystemServer::new(system),
             process: ProcessServer::new(process),
             desktop: DesktopServer::new(desktop),
             tunnel: TunnelServer::new(tunnel),
+            apps: AppsServer::new(apps),
         }
     }
 }
@@ -49,6 +55,7 @@ impl hyper::service::Service<http::Request<Incoming>> for Services {
             ProcessServer::<ProcessService>::NAME => answer(self.process.clone(), request),
             DesktopServer::<DesktopService>::NAME => answer(self.desktop.clone(), request),
             TunnelServer::<TunnelService>::NAME => answer(self.tunnel.clone(), request),
+            AppsServer::<AppsService>::NAME => answer(self.apps.clone(), request),
             _ => {
                 let unknown = tonic::Status::unimplemented(format!("there is no service `{service}`"));
                 Box::pin(std::future::ready(Ok(unknown.into_http())))

@@ -59,6 +59,7 @@ pub struct App {
         (name = "catalog", description = "What computers can be made of, and where"),
         (name = "snapshots", description = "Keep states of computers, and make computers from them"),
         (name = "exec", description = "Run commands"),
+        (name = "apps", description = "Desktop programs, and installing more"),
         (name = "desktop", description = "See and drive the desktop"),
         (name = "connection", description = "Addresses and credentials of the live desktop"),
         (name = "env", description = "Environment variables of a computer"),
@@ -90,6 +91,7 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::computers::router())
         .merge(routes::catalog::router())
         .merge(routes::auto_stop::router())
+        .merge(routes::apps::router())
         .merge(routes::metrics::router())
         .merge(routes::credits::router())
         .merge(routes::snapshots::router())

@@ -8,6 +8,7 @@ use roost_api::{
 };
 use sqlx::{Row, Transaction};
 
+use crate::apps::insert_installations;
 use crate::env::{NewVariable, insert_variables};
 use crate::events::{EventScope, insert_event, record_status};
 use crate::query::QueryBuilder;
@@ -447,6 +448,8 @@ pub(crate) async fn insert(
     .execute(&mut **tx)
     .await?;
     insert_variables(tx, new.id, &new.env).await?;
+    // Of a clone or a restored computer the guest has them already, or goes on with them: it says so when asked.
+    insert_installations(tx, new.id, &new.selected_apps).await?;
     let workflow = insert_workflow(tx, new.id, WorkflowKind::Create, 1, None).await?;
     let record = load(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
     record_status(tx, Timestamp::now(), None, Some(&record)).await?;

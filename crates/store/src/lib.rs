@@ -7,6 +7,7 @@
 //!
 //! This crate knows nothing about HTTP and nothing about how machines run.
 
+mod apps;
 mod clock;
 mod computers;
 mod credits;
@@ -42,6 +43,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 use crate::pool::{Engine, Pool, sqlite_address};
 
+pub use apps::{InstallationChange, InstallationRecord};
 pub use clock::{Clock, HostClock};
 pub use computers::{ComputerChange, ComputerFilter, NewComputer};
 pub use credits::{Balance, TransactionRecord};
@@ -53,8 +55,8 @@ pub use layers::LayerRecord;
 pub use metrics::{Measurement, Resolution, Usage};
 pub use ports::{Exposed, PortLink, PortRecord};
 pub use record::{
-    ComputerRecord, DeliveryState, Desired, Observed, SnapshotAttributes, SnapshotPurpose, SnapshotRecord,
-    SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
+    ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SnapshotAttributes, SnapshotPurpose,
+    SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
 };
 pub use runs::{RunFilter, RunRecord};
 pub use servers::{Change, Changes, Exclusive, Held, Renewed};
@@ -174,6 +176,7 @@ fn migrator() -> Migrator {
         migration(7, "metering", include_str!("../migrations/0007_metering.sql")),
         migration(8, "regions", include_str!("../migrations/0008_regions.sql")),
         migration(9, "servers", include_str!("../migrations/0009_servers.sql")),
+        migration(10, "apps", include_str!("../migrations/0010_apps.sql")),
         migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
     ];

@@ -134,6 +134,16 @@ text_enum!(
 );
 
 text_enum!(
+    /// How far the installation of an app is.
+    InstallationState {
+        Waiting = "waiting",
+        Installing = "installing",
+        Installed = "installed",
+        Failed = "failed",
+    }
+);
+
+text_enum!(
     /// How far the delivery of an event to a webhook is.
     DeliveryState { Pending = "pending", Delivered = "delivered", Failed = "failed" }
 );

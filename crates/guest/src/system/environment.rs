@@ -202,7 +202,7 @@ async fn follow(
 }
 
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+pub(crate) enum SessionError {
     #[error(transparent)]
     Account(#[from] AccountError),
     #[error("run {program}: {source}")]
@@ -236,7 +236,8 @@ async fn tell_session(
     Ok(())
 }
 
-async fn run_as(
+/// Runs a program that speaks to the user's session, to its end.
+pub(crate) async fn run_as(
     account: &Account,
     display: &DisplayAddress,
     variables: &Variables,

@@ -22,6 +22,10 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    pub fn start_with(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let user = command_output("id", &["-un"]);
         let process = Command::new(env!("CARGO_BIN_EXE_roost-guest"))
@@ -29,6 +33,7 @@ impl Agent {
             .arg(directory.path().join("agent.sock"))
             .args(["--user", &user])
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -1,5 +1,6 @@
 //! One file per resource.
 
+pub(crate) mod apps;
 pub(crate) mod auto_stop;
 pub(crate) mod catalog;
 pub(crate) mod computers;
