@@ -181,9 +181,7 @@ async fn snapshots_are_listed_named_forked_browsed_and_guarded() -> Result<()> {
     ensure!(file.status == 200 && file.bytes == b"read me\n", "{}", String::from_utf8_lossy(&file.bytes));
     let folder = client.get(&format!("/snapshots/{sid}/files?path=/home/user/notes")).await?;
     ensure!(folder.status == 200 && folder.bytes.windows(8).any(|part| part == b"read me\n"), "no tar");
-    for (path, status) in
-        [("/home/user/none", 404), ("relative", 400), ("/etc/../../../../etc/hostname", 200)]
-    {
+    for (path, status) in [("/home/user/none", 404), ("relative", 400), ("/etc/../../../../etc/fstab", 200)] {
         let answer = client.get(&format!("/snapshots/{sid}/files?path={path}")).await?;
         ensure!(answer.status == status, "{path}: {}", answer.status);
     }

@@ -73,19 +73,19 @@ pub(crate) fn programs() -> Result<()> {
     // Static, so that it runs in a guest with another C library than the host's.
     step::run(
         "build roost-guest",
-        cargo().args(["rustc", "--release", "--locked", "-p", "roost-guest", "--bin", "roost-guest"]).args([
-            "--",
-            "-C",
-            "target-feature=+crt-static",
-            "-C",
-            "strip=symbols",
-        ]),
+        cargo()
+            .args(["rustc", "--profile", "guest", "--locked", "-p", "roost-guest", "--bin", "roost-guest"])
+            .args(["--", "-C", "target-feature=+crt-static"]),
     )
 }
 
 /// The template and the memory of its small computers, unless these very ones are there already.
 pub(crate) fn template() -> Result<()> {
-    step::run("template miosa-desktop", Command::new(roost()).args(["image", "build"]))?;
+    let agent = target().join("guest/roost-guest");
+    step::run(
+        "template miosa-desktop",
+        Command::new(roost()).args(["image", "build", "--agent"]).arg(agent),
+    )?;
     step::run("memory of small desktops", Command::new(roost()).args(["image", "warm", "--size", "small"]))
 }
 

@@ -183,9 +183,19 @@ pub struct CreateComputer {
     /// Apps of the catalogue (`GET /apps/catalog`) to install once it runs.
     pub selected_apps: Option<Vec<String>>,
     pub workspace_id: Option<Uuid>,
+    /// An existing workspace, or one that is made with this slug.
+    pub workspace_slug: Option<String>,
+    /// Of a workspace that is made.
+    pub workspace_name: Option<String>,
     pub project_id: Option<Uuid>,
+    /// An existing project of the workspace, or one that is made with this slug.
+    pub project_slug: Option<String>,
+    /// Of a project that is made.
+    pub project_name: Option<String>,
+    /// Your own id of a customer. Without a workspace, the one that has it, or one that is made.
     pub external_workspace_id: Option<String>,
     pub external_user_id: Option<String>,
+    /// Without a project, the one of the workspace that has it, or one that is made.
     pub external_project_id: Option<String>,
     pub metadata: Option<Map<String, Value>>,
     pub visibility: Option<Visibility>,

@@ -49,6 +49,15 @@ pub enum ErrorCode {
     /// A request with this Idempotency-Key was carried out, and its answer cannot be given again.
     IdempotencyAnswerLost,
     DeliveryNotFound,
+    /// The request does not say clearly for which tenant it is.
+    TenantResolutionFailed,
+    /// There is no such tenant.
+    OrgNotFound,
+    /// The credential may not act in that tenant.
+    InvalidTenantContext,
+    WorkspaceForbidden,
+    /// `details.existing` is the workspace that has the name.
+    WorkspaceNameExists,
     /// The delivery has not ended yet.
     NotRedeliverable,
     TooLarge,
@@ -102,6 +111,11 @@ impl ErrorCode {
             ErrorCode::IdempotencyInProgress => "IDEMPOTENCY_IN_PROGRESS",
             ErrorCode::IdempotencyAnswerLost => "IDEMPOTENCY_ANSWER_LOST",
             ErrorCode::DeliveryNotFound => "DELIVERY_NOT_FOUND",
+            ErrorCode::TenantResolutionFailed => "TENANT_RESOLUTION_FAILED",
+            ErrorCode::OrgNotFound => "ORG_NOT_FOUND",
+            ErrorCode::InvalidTenantContext => "INVALID_TENANT_CONTEXT",
+            ErrorCode::WorkspaceForbidden => "WORKSPACE_FORBIDDEN",
+            ErrorCode::WorkspaceNameExists => "WORKSPACE_NAME_EXISTS",
             ErrorCode::NotRedeliverable => "NOT_REDELIVERABLE",
             ErrorCode::TooLarge => "TOO_LARGE",
             ErrorCode::ValidationFailed => "VALIDATION_FAILED",
@@ -129,8 +143,11 @@ impl ErrorCode {
             | ErrorCode::InvalidPath => 400,
             ErrorCode::InvalidToken | ErrorCode::WrongPassword => 401,
             ErrorCode::InsufficientCredits => 402,
-            ErrorCode::InsufficientScope | ErrorCode::Forbidden => 403,
-            ErrorCode::NotFound | ErrorCode::DeliveryNotFound => 404,
+            ErrorCode::InsufficientScope
+            | ErrorCode::Forbidden
+            | ErrorCode::InvalidTenantContext
+            | ErrorCode::WorkspaceForbidden => 403,
+            ErrorCode::NotFound | ErrorCode::DeliveryNotFound | ErrorCode::OrgNotFound => 404,
             ErrorCode::MethodNotAllowed => 405,
             ErrorCode::InvalidState
             | ErrorCode::ComputerNotRunning
@@ -142,12 +159,16 @@ impl ErrorCode {
             | ErrorCode::NoSnapshotAvailable
             | ErrorCode::SnapshotAlreadyNamed
             | ErrorCode::NameTaken
+            | ErrorCode::WorkspaceNameExists
             | ErrorCode::IdempotencyKeyReused
             | ErrorCode::IdempotencyInProgress
             | ErrorCode::IdempotencyAnswerLost
             | ErrorCode::NotRedeliverable => 409,
             ErrorCode::TooLarge => 413,
-            ErrorCode::ValidationFailed | ErrorCode::InvalidTtl | ErrorCode::DiskUnreadable => 422,
+            ErrorCode::ValidationFailed
+            | ErrorCode::InvalidTtl
+            | ErrorCode::DiskUnreadable
+            | ErrorCode::TenantResolutionFailed => 422,
             ErrorCode::UpgradeRequired => 426,
             ErrorCode::RateLimited | ErrorCode::RateLimitExceeded => 429,
             ErrorCode::AgentUnavailable | ErrorCode::PortUnavailable => 502,
@@ -190,6 +211,11 @@ impl ErrorCode {
             | ErrorCode::IdempotencyKeyReused
             | ErrorCode::IdempotencyAnswerLost
             | ErrorCode::DeliveryNotFound
+            | ErrorCode::TenantResolutionFailed
+            | ErrorCode::OrgNotFound
+            | ErrorCode::InvalidTenantContext
+            | ErrorCode::WorkspaceForbidden
+            | ErrorCode::WorkspaceNameExists
             | ErrorCode::NotRedeliverable
             | ErrorCode::TooLarge
             | ErrorCode::ValidationFailed
@@ -250,6 +276,7 @@ impl ApiError {
                 request_id: request_id.to_owned(),
                 retryable: self.code.retryable(),
                 retry_after_ms: self.retry_after_ms,
+                existing: self.details.as_ref().and_then(|details| details.get("existing")).cloned(),
                 details: self.details.clone(),
             },
             message: self.message.clone(),
@@ -285,6 +312,9 @@ pub struct ErrorDetail {
     pub retryable: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// What has the name that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub existing: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Value>,
 }

@@ -17,6 +17,7 @@ mod numbers;
 mod port;
 mod size;
 mod snapshot;
+mod tenancy;
 mod time;
 mod webhook;
 
@@ -70,6 +71,13 @@ pub use snapshot::{
     NameSnapshot, NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
     SnapshotAllowance, SnapshotDependent, SnapshotEntry, SnapshotEntryKind, SnapshotEvent, SnapshotGroup,
     SnapshotPath, SnapshotResource, SnapshotState, SnapshotTree, SseTicket, TicketQuery, WithDependents,
+};
+pub use tenancy::{
+    AddMember, ApiKey, ApiKeyWithSecret, ChangeMember, ComputerCounts, CreateApiKey, CreateProject,
+    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyKind, KeyStatus, ListKeys,
+    ListProjects, MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant,
+    UnknownWord, UpdateApiKey, UpdatePlace, UpdateTenant, UpdateUser, User, Workspace, WorkspaceList,
+    WorkspaceMember, WorkspaceRole, WorkspaceStats,
 };
 pub use time::Timestamp;
 pub use webhook::{

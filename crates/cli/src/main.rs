@@ -14,6 +14,7 @@ mod serve;
 mod snapshot;
 mod stream;
 mod templates;
+mod tenancy;
 
 use std::process::ExitCode;
 
@@ -80,6 +81,18 @@ enum Command {
     /// Show and grant credits
     #[command(subcommand)]
     Credits(metering::CreditsCommand),
+    /// Make and list tenants (for the operator of a server)
+    #[command(subcommand)]
+    Tenant(tenancy::TenantCommand),
+    /// Make, list and remove users of a tenant
+    #[command(subcommand)]
+    User(tenancy::UserCommand),
+    /// Make, list, rotate and end API keys
+    #[command(subcommand)]
+    Key(tenancy::KeyCommand),
+    /// Make and list workspaces, and say who is in them
+    #[command(subcommand)]
+    Workspace(tenancy::WorkspaceCommand),
     /// Run the server
     Serve(serve::ServeArgs),
     /// Build and list the templates that computers start from
@@ -167,6 +180,10 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Metrics(args) => metering::metrics(&client()?, &args, json).await?,
         Command::AutoStop(args) => metering::auto_stop(&client()?, &args, json).await?,
         Command::Credits(command) => metering::credits(&client()?, &command, json).await?,
+        Command::Tenant(command) => tenancy::tenant(&client()?, &command, json).await?,
+        Command::User(command) => tenancy::user(&client()?, &command, json).await?,
+        Command::Key(command) => tenancy::key(&client()?, &command, json).await?,
+        Command::Workspace(command) => tenancy::workspace(&client()?, &command, json).await?,
         Command::Serve(args) => serve::serve(args).await?,
         Command::Doctor(args) => return doctor::doctor(&args, json).await,
         Command::Image(_) | Command::Openapi | Command::Machine(_) => {

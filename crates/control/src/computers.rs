@@ -12,7 +12,9 @@ use roost_store::{
 };
 use serde_json::{Map, Value};
 
+use crate::access::{self, Act};
 use crate::catalog::DESKTOP;
+use crate::places::external_id;
 use crate::slug::slugify;
 use crate::status::status;
 use crate::workflow::{Handle, Start};
@@ -39,8 +41,8 @@ impl Created {
 }
 
 impl Control {
-    pub async fn create(&self, caller: &Caller, request: CreateComputer) -> Result<Created, Failure> {
-        let home = self.inner.home;
+    pub async fn create(&self, caller: &Caller, mut request: CreateComputer) -> Result<Created, Failure> {
+        self.name_customer(caller, &mut request)?;
         let missing = || ApiError::new(ErrorCode::MissingParam, "name is required");
         let name =
             request.name.as_deref().map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
@@ -49,12 +51,6 @@ impl Control {
         check_name(name)?;
         let size = wanted_size(&request)?;
         let region = self.wanted_region(request.region.as_deref())?;
-        if request.workspace_id.is_some_and(|id| id != home.workspace.as_uuid()) {
-            return Err(Failure::new(ErrorCode::NotFound, "workspace not found"));
-        }
-        if request.project_id.is_some_and(|id| id != home.project.as_uuid()) {
-            return Err(Failure::new(ErrorCode::NotFound, "project not found"));
-        }
         if template != DESKTOP {
             let problem = format!("unknown template {template:?}: use {DESKTOP}");
             return Err(ApiError::field("template_type", problem).into());
@@ -69,14 +65,15 @@ impl Control {
         let warm = self.inner.templates.warm(template, &files.digest, size)?;
         self.admit(&region, if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
         let id = ComputerId::new();
-        let env = self.new_variables(caller.tenant, id, &request.env.unwrap_or_default())?;
+        let env = self.new_variables(caller.tenant, id, &request.env.clone().unwrap_or_default())?;
         let always_on = request.always_on.unwrap_or(false);
+        let (workspace_id, project_id) = self.place(caller, &request).await?;
         let new = NewComputer {
             id,
             tenant_id: caller.tenant,
             owner_user_id: caller.user,
-            workspace_id: home.workspace,
-            project_id: home.project,
+            workspace_id,
+            project_id,
             name: name.to_owned(),
             slug: slugify(name),
             template_type: template.to_owned(),
@@ -146,11 +143,11 @@ impl Control {
             order,
             page: page.map(|(page, per_page)| (per_page, u64::from(page - 1) * per_page)),
         };
-        let store = &self.inner.store;
-        let records = store.computers(caller.tenant, &filter).await?;
+        let (store, reach) = (&self.inner.store, access::reach(caller));
+        let records = store.computers(&reach, &filter).await?;
         let total = match page {
             None => records.len() as u64,
-            Some(_) => store.count_computers(caller.tenant, &filter).await?,
+            Some(_) => store.count_computers(&reach, &filter).await?,
         };
         let (page, per_page) = page.unwrap_or((1, total.max(1)));
         let total_pages = total.div_ceil(per_page).max(1);
@@ -171,10 +168,39 @@ impl Control {
         })
     }
 
-    /// The computer if it is the caller's; 404 for everybody else's as for none.
+    /// The computer if the caller may use and change it. Another tenant's is not there.
     pub async fn get(&self, caller: &Caller, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        self.get_for(caller, id, Act::Write).await
+    }
+
+    /// The computer if the caller may do that with it.
+    pub async fn get_for(
+        &self,
+        caller: &Caller,
+        id: ComputerId,
+        act: Act,
+    ) -> Result<ComputerRecord, Failure> {
         let record = self.record(id).await?;
-        if record.tenant_id != caller.tenant { Err(Failure::computer_not_found()) } else { Ok(record) }
+        access::check(caller, &record, act).map_err(|denied| denied.about("computer"))?;
+        Ok(record)
+    }
+
+    /// The external ids of a new computer. A key that is confined to an end user makes computers of theirs only.
+    fn name_customer(&self, caller: &Caller, request: &mut CreateComputer) -> Result<(), Failure> {
+        for (field, id) in [
+            ("external_workspace_id", &mut request.external_workspace_id),
+            ("external_user_id", &mut request.external_user_id),
+            ("external_project_id", &mut request.external_project_id),
+        ] {
+            *id = external_id(field, id.take())?;
+        }
+        if let Some(only) = &caller.confinement.external_user {
+            if request.external_user_id.as_ref().is_some_and(|id| id != only) {
+                return Err(access::confined());
+            }
+            request.external_user_id = Some(only.clone());
+        }
+        Ok(())
     }
 
     pub async fn update(&self, id: ComputerId, request: UpdateComputer) -> Result<ComputerRecord, Failure> {

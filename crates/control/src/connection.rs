@@ -6,6 +6,7 @@ use roost_api::{
 };
 use roost_store::{Caller, ComputerRecord};
 
+use crate::access::{self, Act};
 use crate::guest::not_running;
 use crate::status::status;
 use crate::token::{Grant, StreamRights, Token};
@@ -187,7 +188,12 @@ impl Control {
             }
             None => {
                 let caller: Caller = self.authenticate(bearer).await?;
-                Ok((self.get(&caller, id).await?, StreamRights::Control))
+                let record = self.get_for(&caller, id, Act::Read).await?;
+                let rights = match access::check(&caller, &record, Act::Write) {
+                    Ok(()) => StreamRights::Control,
+                    Err(_) => StreamRights::View,
+                };
+                Ok((record, rights))
             }
         }
     }

@@ -16,6 +16,7 @@ use roost_api::{
 };
 use roost_store::{Caller, ComputerFilter, RunFilter, RunRecord, TransactionRecord};
 
+use crate::access;
 use crate::computers::filter_id;
 use crate::{Control, Failure};
 
@@ -126,6 +127,7 @@ impl Control {
     }
 
     pub async fn credit_balance(&self, caller: &Caller) -> Result<CreditBalance, Failure> {
+        access::sees_accounts(caller)?;
         self.balance_of(caller.tenant).await
     }
 
@@ -143,18 +145,13 @@ impl Control {
         })
     }
 
-    /// Gives a tenant credits; only the operator of this server may, whose tenant is its first one.
+    /// Gives a tenant credits; only an operator of this server may.
     pub async fn grant_credits(
         &self,
         caller: &Caller,
         request: GrantCredits,
     ) -> Result<CreditBalance, Failure> {
-        if caller.tenant != self.inner.home.tenant {
-            return Err(Failure::new(
-                ErrorCode::Forbidden,
-                "only the operator of this server grants credits",
-            ));
-        }
+        access::require_operator(caller)?;
         if !(1..=MOST_GRANTED).contains(&request.credits) {
             return Err(ApiError::field("credits", format!("not between 1 and {MOST_GRANTED}")).into());
         }
@@ -173,6 +170,7 @@ impl Control {
         caller: &Caller,
         query: PageQuery,
     ) -> Result<CreditTransactions, Failure> {
+        access::sees_accounts(caller)?;
         let (page, size) = query.page();
         let skip = u64::from(page - 1) * u64::from(size);
         let (rows, total) = self.inner.store.transactions(caller.tenant, skip, size).await?;
@@ -238,7 +236,8 @@ impl Control {
     pub async fn usage_summary(&self, caller: &Caller, query: UsageQuery) -> Result<UsageSummary, Failure> {
         let (start, end) = self.period(&query)?;
         let runs = self.runs_between(caller, start, end).await?;
-        let computers = self.inner.store.computers(caller.tenant, &ComputerFilter::default()).await?;
+        let computers =
+            self.inner.store.computers(&access::reach(caller), &ComputerFilter::default()).await?;
         // Hundredths of an hour.
         let hours = self.micros(&runs, start, end) / 36_000_000;
         Ok(UsageSummary {
@@ -261,7 +260,7 @@ impl Control {
         let start = moment("since", query.since.as_deref())?.unwrap_or_else(|| days_before(now, 30));
         let end = moment("until", query.until.as_deref())?.unwrap_or_else(|| after(now));
         let computer = filter_id("computer_id", query.computer_id.as_deref())?;
-        let runs = self.inner.store.runs(caller.tenant, &RunFilter { start, end, computer }).await?;
+        let runs = self.inner.store.runs(&access::reach(caller), &RunFilter { start, end, computer }).await?;
         let SessionsQuery { page, page_size, per_page, limit, .. } = query;
         let (page, size) = PageQuery { page, page_size, per_page, limit }.page();
         let skip = usize::try_from(u64::from(page - 1) * u64::from(size)).unwrap_or(usize::MAX);
@@ -277,7 +276,7 @@ impl Control {
         end: Timestamp,
     ) -> Result<Vec<RunRecord>, Failure> {
         let filter = RunFilter { start, end, computer: None };
-        Ok(self.inner.store.runs(caller.tenant, &filter).await?)
+        Ok(self.inner.store.runs(&access::reach(caller), &filter).await?)
     }
 
     fn micros(&self, runs: &[RunRecord], start: Timestamp, end: Timestamp) -> i64 {

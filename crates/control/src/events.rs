@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use futures_util::Stream;
 use roost_api::{
-    ApiError, ComputerId, Event, EventFrame, EventGap, EventId, EventStatus, TenantId, Timestamp, Transition,
+    ApiError, ComputerId, Event, EventFrame, EventGap, EventId, EventStatus, Timestamp, Transition,
     WorkspaceId,
 };
-use roost_store::{Caller, EventBounds, EventRecord, EventScope, EventsOf};
+use roost_store::{Caller, EventBounds, EventRecord, EventScope, EventsOf, Reach};
 use tokio::sync::broadcast;
 
+use crate::access;
 use crate::status::status;
 use crate::{Control, Failure};
 
@@ -64,7 +65,7 @@ struct Types(Vec<String>);
 /// Whose events a stream carries.
 #[derive(Debug, Clone)]
 enum Whose {
-    Tenant(TenantId, Scope),
+    Tenant(Box<Reach>, Scope),
     Computer(ComputerId),
 }
 
@@ -87,7 +88,7 @@ impl Control {
         Ok(())
     }
 
-    /// The events of the caller's tenant from now on, or from `after` on.
+    /// The events of the caller's tenant that they may see, from now on, or from `after` on.
     pub async fn tenant_events(
         &self,
         caller: &Caller,
@@ -96,7 +97,7 @@ impl Control {
         after: Option<&str>,
     ) -> Result<impl Stream<Item = Frame> + Send + use<>, Failure> {
         let types = parse_types(types)?;
-        let whose = Whose::Tenant(caller.tenant, parse_scope(scope)?);
+        let whose = Whose::Tenant(Box::new(access::reach(caller)), parse_scope(scope)?);
         let after = parse_id(after)?;
         let live = self.inner.log.live.subscribe();
         let place = match after {
@@ -249,7 +250,7 @@ impl Subscriber {
     /// Reads the next events from the log. `None`: the database does not answer, and the client will come again.
     async fn catch_up(&mut self) -> Option<()> {
         let of = match &self.whose {
-            Whose::Tenant(tenant, _) => EventsOf::Tenant(*tenant),
+            Whose::Tenant(reach, _) => EventsOf::Tenant(reach.tenant),
             Whose::Computer(computer) => EventsOf::Computer(*computer),
         };
         let batch = match self.control.inner.store.events_after(self.place, of, BATCH).await {
@@ -306,12 +307,17 @@ impl Whose {
     fn includes(&self, scope: &EventScope) -> bool {
         match self {
             Whose::Computer(computer) => scope.computer == Some(*computer),
-            Whose::Tenant(tenant, _) if scope.tenant != *tenant => false,
+            Whose::Tenant(reach, _) if !is_within(reach, scope) => false,
             Whose::Tenant(_, Scope::All) => true,
             Whose::Tenant(_, Scope::Workspace(workspace)) => scope.workspace == Some(*workspace),
             Whose::Tenant(_, Scope::ExternalUser(user)) => scope.external_user.as_deref() == Some(user),
         }
     }
+}
+
+fn is_within(reach: &Reach, scope: &EventScope) -> bool {
+    let EventScope { tenant, workspace, external_user, owner, .. } = scope;
+    reach.includes(*tenant, *workspace, *owner, external_user.as_deref())
 }
 
 impl Types {

@@ -15,8 +15,10 @@
 //!
 //! This crate knows nothing about HTTP, SQL text or QEMU.
 
+mod access;
 mod app_catalog;
 mod apps;
+mod callers;
 mod catalog;
 mod computers;
 mod connection;
@@ -38,6 +40,7 @@ mod layers;
 mod metrics;
 mod moves;
 mod observer;
+mod places;
 mod ports;
 mod preview;
 mod regions;
@@ -48,6 +51,7 @@ mod shares;
 mod slug;
 mod snapshot_files;
 mod snapshots;
+mod tenants;
 mod tickets;
 mod token;
 mod tunnel;
@@ -64,6 +68,7 @@ use roost_api::{ComputerId, Size, SnapshotId, Timestamp};
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
 
+pub use access::{Act, Scope};
 pub use computers::Created;
 pub use connection::StreamAccess;
 pub use credits::CreditConfig;
@@ -72,16 +77,21 @@ pub use events::Frame;
 pub use exec::{ExecCommand, ExecSession};
 pub use failure::Failure;
 pub use idempotency::{Admission, Operation, Running, answer_lost};
-pub use keys::{AdminKey, first_key};
+pub use keys::{AdminKey, first_key, key_view};
+pub use places::{MadeWorkspace, project_view, workspace_view};
 pub use ports::ExposedPort;
 pub use preview::{Answer, Decision, Door, Place, Session, Visitor};
 pub use regions::Regions;
 pub use retention::EventRetention;
-pub use roost_store::{Caller, ComputerRecord, EventScope, SnapshotRecord, WebhookRecord, status};
+pub use roost_store::{
+    Caller, ComputerRecord, EventScope, KeyForm, KeyRecord, ProjectRecord, SnapshotRecord, TenantRecord,
+    UserRecord, WebhookRecord, WorkspaceRecord, status,
+};
 pub use seal::SealKey;
 pub use servers::Sharing;
 pub use snapshot_files::{Chunks, Download};
 pub use snapshots::Restored;
+pub use tenants::tenant_view;
 pub use token::{StreamKey, StreamRights, looks_like_ours};
 pub use tunnel::{Tunnel, TunnelIo, TunnelOutputs};
 pub use webhooks::Outbound;
@@ -167,6 +177,7 @@ struct Inner {
     config: Config,
     hub: hub::Hub<ComputerId>,
     snapshot_hub: hub::Hub<SnapshotId>,
+    callers: callers::Callers,
     log: events::Log,
     requests: idempotency::Requests,
     teller: webhooks::Teller,
@@ -208,6 +219,7 @@ impl Control {
                 config,
                 hub: hub::Hub::default(),
                 snapshot_hub: hub::Hub::default(),
+                callers: callers::Callers::default(),
                 log: events::Log::default(),
                 requests: idempotency::Requests::default(),
                 teller: webhooks::Teller::default(),

@@ -182,10 +182,12 @@ impl Control {
             Change::Cancelled(computer) => drop(inner.engine.cancel(computer)),
             Change::Snapshot(snapshot) => inner.snapshot_hub.notify(snapshot),
             Change::Event => inner.hub.wake(),
+            Change::Callers => inner.callers.changed(),
             Change::Servers => inner.look.notify_one(),
             Change::Anything => {
                 inner.hub.notify_all();
                 inner.snapshot_hub.notify_all();
+                inner.callers.changed();
                 if let Err(failure) = self.hear_cancelled().await {
                     let failure = &failure as &dyn std::error::Error;
                     tracing::error!(failure, "failed to look for workflows that were given up");

@@ -11,11 +11,12 @@ use roost_api::{
 };
 use roost_store::{
     Begin, BegunCapture, Caller, ComputerRecord, Deletion, Dependent, FromSnapshot, Naming, NewCapture,
-    NewComputer, NewSnapshot, SnapshotFilter, SnapshotPurpose, SnapshotRecord, SnapshotStatus, WorkflowKind,
-    WorkflowPayload,
+    NewComputer, NewSnapshot, Reach, SnapshotFilter, SnapshotPurpose, SnapshotRecord, SnapshotStatus,
+    WorkflowKind, WorkflowPayload,
 };
 use serde_json::json;
 
+use crate::access::{self, Act};
 use crate::computers::{check_filter, check_name, filter_id, metadata};
 use crate::guest::not_running;
 use crate::slug::slugify;
@@ -215,22 +216,25 @@ impl Control {
         }
     }
 
-    /// The snapshot if it is the caller's; 404 for everybody else's, hidden and deleted ones as for none.
-    pub async fn snapshot(&self, caller: &Caller, id: SnapshotId) -> Result<SnapshotRecord, Failure> {
-        let found = self.inner.store.snapshot(id).await?;
-        found
-            .filter(|found| {
-                found.tenant_id == caller.tenant
-                    && found.purpose == SnapshotPurpose::Snapshot
-                    && found.status != SnapshotStatus::Deleted
-            })
-            .ok_or_else(Failure::snapshot_not_found)
+    /// The snapshot if the caller may do that with it. Another tenant's, hidden and deleted ones are not there.
+    pub async fn snapshot(
+        &self,
+        caller: &Caller,
+        id: SnapshotId,
+        act: Act,
+    ) -> Result<SnapshotRecord, Failure> {
+        let found = self.inner.store.snapshot(id).await?.filter(|found| {
+            found.purpose == SnapshotPurpose::Snapshot && found.status != SnapshotStatus::Deleted
+        });
+        let found = found.ok_or_else(Failure::snapshot_not_found)?;
+        access::check(caller, &found, act).map_err(|denied| denied.about("snapshot"))?;
+        Ok(found)
     }
 
     /// The snapshots of a computer, newest first.
     pub async fn computer_snapshots(&self, record: &ComputerRecord) -> Result<Vec<SnapshotRecord>, Failure> {
         let filter = SnapshotFilter { computer: Some(record.id), ..SnapshotFilter::default() };
-        Ok(self.inner.store.snapshots(Some(record.tenant_id), &filter).await?)
+        Ok(self.inner.store.snapshots(Some(&Reach::whole(record.tenant_id)), &filter).await?)
     }
 
     /// 409 for a computer that is not stopped; called before the body of a request is looked at.
@@ -340,7 +344,7 @@ impl Control {
                 }
                 let computer = filter_id("resource_id", Some(&resource))?;
                 let filter = SnapshotFilter { computer, ..SnapshotFilter::default() };
-                let found = self.inner.store.snapshots(Some(caller.tenant), &filter).await?;
+                let found = self.inner.store.snapshots(Some(&access::reach(caller)), &filter).await?;
                 found.iter().map(|snapshot| snapshot.id.to_string()).collect()
             }
             _ => {
@@ -351,7 +355,7 @@ impl Control {
         let mut outcome = DeletedSnapshots::default();
         for text in ids {
             let found = match text.parse() {
-                Ok(id) => self.snapshot(caller, id).await.ok(),
+                Ok(id) => self.snapshot(caller, id, Act::Write).await.ok(),
                 Err(_) => None,
             };
             let Some(found) = found else {
@@ -381,7 +385,7 @@ impl Control {
 
     /// The tenant's snapshots as their computers' routes show them, newest first.
     pub async fn snapshots(&self, caller: &Caller, query: &ListSnapshots) -> Result<Vec<Snapshot>, Failure> {
-        let found = self.inner.store.snapshots(Some(caller.tenant), &filter(query, false)?).await?;
+        let found = self.inner.store.snapshots(Some(&access::reach(caller)), &filter(query, false)?).await?;
         Ok(found.iter().map(|record| self.snapshot_view(record)).collect())
     }
 
@@ -391,7 +395,7 @@ impl Control {
         caller: &Caller,
         query: &ListSnapshots,
     ) -> Result<Vec<AccountSnapshot>, Failure> {
-        let found = self.inner.store.snapshots(Some(caller.tenant), &filter(query, false)?).await?;
+        let found = self.inner.store.snapshots(Some(&access::reach(caller)), &filter(query, false)?).await?;
         let mut rows = Vec::with_capacity(found.len());
         for record in &found {
             rows.push(self.account_view(record).await?);
@@ -404,7 +408,7 @@ impl Control {
         caller: &Caller,
         query: &ListSnapshots,
     ) -> Result<Vec<SnapshotGroup>, Failure> {
-        let groups = self.inner.store.snapshot_groups(caller.tenant, &filter(query, false)?).await?;
+        let groups = self.inner.store.snapshot_groups(&access::reach(caller), &filter(query, false)?).await?;
         let mut rows = Vec::with_capacity(groups.len());
         for group in groups {
             rows.push(SnapshotGroup {
@@ -429,7 +433,7 @@ impl Control {
         caller: &Caller,
         query: &ListSnapshots,
     ) -> Result<Vec<NamedSnapshot>, Failure> {
-        let found = self.inner.store.snapshots(Some(caller.tenant), &filter(query, true)?).await?;
+        let found = self.inner.store.snapshots(Some(&access::reach(caller)), &filter(query, true)?).await?;
         let mut rows = Vec::with_capacity(found.len());
         for record in &found {
             rows.push(self.named_view(record).await?);
@@ -437,9 +441,16 @@ impl Control {
         Ok(rows)
     }
 
-    pub async fn named_snapshot(&self, caller: &Caller, name: &str) -> Result<SnapshotRecord, Failure> {
+    pub async fn named_snapshot(
+        &self,
+        caller: &Caller,
+        name: &str,
+        act: Act,
+    ) -> Result<SnapshotRecord, Failure> {
         let found = self.inner.store.snapshot_by_name(caller.tenant, name).await?;
-        found.ok_or_else(Failure::snapshot_not_found)
+        let found = found.ok_or_else(Failure::snapshot_not_found)?;
+        access::check(caller, &found, act).map_err(|denied| denied.about("snapshot"))?;
+        Ok(found)
     }
 
     /// Gives a snapshot, or the newest ready one of a computer, a name.
@@ -459,7 +470,10 @@ impl Control {
             return Err(ApiError::field("sandbox_id", "there are no sandboxes here").into());
         }
         let id = match (&request.snapshot_id, &request.computer_id) {
-            (Some(snapshot), None) => snapshot.parse().map_err(|_| Failure::snapshot_not_found())?,
+            (Some(snapshot), None) => {
+                let id = snapshot.parse().map_err(|_| Failure::snapshot_not_found())?;
+                self.snapshot(caller, id, Act::Write).await?.id
+            }
             (None, Some(computer)) => {
                 let computer = computer.parse().map_err(|_| Failure::computer_not_found())?;
                 self.get(caller, computer).await?;
@@ -468,7 +482,7 @@ impl Control {
                     status: Some(SnapshotStatus::Ready),
                     ..SnapshotFilter::default()
                 };
-                let found = self.inner.store.snapshots(Some(caller.tenant), &filter).await?;
+                let found = self.inner.store.snapshots(Some(&access::reach(caller)), &filter).await?;
                 let newest = found.iter().find(|snapshot| snapshot.name.is_none());
                 let none = "the computer has no ready snapshot without a name; take one first";
                 newest

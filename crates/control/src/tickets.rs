@@ -35,6 +35,7 @@ impl Control {
         let key = self.inner.store.take_ticket(&hash(ticket)).await?;
         let key = key.ok_or_else(|| Failure::new(ErrorCode::InvalidToken, refused))?;
         let caller = self.inner.store.caller_by_key_hash(&key).await?;
+        let caller = caller.map(|caller| self.with_operator(caller));
         caller.ok_or_else(|| Failure::new(ErrorCode::InvalidToken, refused))
     }
 }

@@ -21,6 +21,7 @@ use roost_store::{Attempt, Caller, DeliveryRecord, DeliveryState, EventRecord, E
 use sha2::Sha256;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::access;
 use crate::computers::metadata;
 use crate::events::{self, matches};
 use crate::keys::hex;
@@ -79,6 +80,7 @@ impl Control {
         caller: &Caller,
         request: WebhookRequest,
     ) -> Result<CreatedWebhook, Failure> {
+        access::may_make_webhooks(caller)?;
         let url = request.url.clone().ok_or_else(|| ApiError::field("url", "is required"))?;
         let events = request.events.clone().ok_or_else(|| ApiError::field("events", "is required"))?;
         self.check_webhook(&request)?;
@@ -100,6 +102,8 @@ impl Control {
         let record = WebhookRecord {
             id,
             tenant: caller.tenant,
+            user: Some(caller.user),
+            confinement: caller.confinement.clone(),
             url,
             events,
             name: request.name,
@@ -120,13 +124,18 @@ impl Control {
 
     pub async fn webhooks(&self, caller: &Caller, active: Option<bool>) -> Result<Vec<Webhook>, Failure> {
         let found = self.inner.store.webhooks(caller.tenant).await?;
-        let wanted = found.iter().filter(|webhook| active.is_none_or(|active| webhook.active == active));
+        let wanted = found.iter().filter(|webhook| {
+            access::check_webhook(caller, webhook).is_ok()
+                && active.is_none_or(|active| webhook.active == active)
+        });
         wanted.map(|webhook| self.webhook_view(webhook)).collect()
     }
 
     pub async fn webhook(&self, caller: &Caller, id: &str) -> Result<WebhookRecord, Failure> {
         let id = id.parse().map_err(|_| webhook_not_found())?;
-        self.inner.store.webhook(caller.tenant, id).await?.ok_or_else(webhook_not_found)
+        let found = self.inner.store.webhook(caller.tenant, id).await?.ok_or_else(webhook_not_found)?;
+        access::check_webhook(caller, &found).map_err(|denied| denied.about("webhook"))?;
+        Ok(found)
     }
 
     pub async fn change_webhook(
@@ -166,7 +175,7 @@ impl Control {
     pub async fn test_webhook(&self, record: &WebhookRecord) -> Result<WebhookDelivery, Failure> {
         let event = EventRecord {
             id: EventId::default(),
-            scope: EventScope { tenant: record.tenant, workspace: None, computer: None, external_user: None },
+            scope: EventScope::tenant(record.tenant),
             kind: "webhook.test".to_owned(),
             data: serde_json::Map::new(),
             created_at: Timestamp::now(),
@@ -310,7 +319,9 @@ impl Control {
         let store = &self.inner.store;
         let payload = |webhook: &WebhookRecord, event: &EventRecord| {
             let wanted = webhook.events.iter().any(|pattern| matches(pattern, &event.kind));
-            wanted.then(|| events::payload(event))
+            let EventScope { workspace, external_user, .. } = &event.scope;
+            let is_inside = webhook.confinement.includes(*workspace, external_user.as_deref());
+            (wanted && is_inside).then(|| events::payload(event))
         };
         while store.make_deliveries(payload).await? {}
         let free = places.available_permits();

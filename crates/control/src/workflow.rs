@@ -1,10 +1,10 @@
 //! Durable workflows: create, start, stop, restart, delete, capture, resize, move.
 //!
 //! A workflow is a fixed list of named steps ([`plan`]). Each step may be run twice with the same result,
-//! each has an undo (often nothing), and the row in SQL says how far it is. After a crash of the control
-//! plane every unfinished workflow is run again from its first step: steps that are done already notice.
-//! When a step fails, the steps before it are undone in reverse and the computer is left in a state its
-//! status names. One computer has at most one workflow; the database enforces it.
+//! each has an undo (often nothing), and the row in SQL says whether it goes forward or, from which step, back.
+//! After a crash of the control plane every workflow that goes forward is run again from its first step: steps
+//! that are done already notice. When a step fails, the steps before it are undone in reverse and the computer
+//! is left in a state its status names. One computer has at most one workflow; the database enforces it.
 //!
 //! ```text
 //!   create    AwaitOrigin -> LaunchMachine -> AwaitRunning -> SetEnvironment
@@ -327,13 +327,14 @@ impl Control {
                     result = self.step(workflow, step) => result,
                 };
                 if let Err(error) = result {
-                    if !self.persist(|| self.inner.store.fail_workflow(workflow.id, &error)).await {
+                    if !self.persist(|| self.inner.store.fail_workflow(workflow.id, index, &error)).await {
                         return None;
                     }
                     failed = Some((index, error));
                     break;
                 }
-                if !self.persist(|| self.inner.store.advance_workflow(workflow.id, index + 1)).await {
+                // Only read: how far it got is not written down, because every step notices what is done already.
+                if !self.persist(|| self.inner.store.owns_workflow(workflow.id)).await {
                     return None;
                 }
             }

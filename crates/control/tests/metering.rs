@@ -128,7 +128,7 @@ impl World {
         let (control, store, caller) = runtime.block_on(async {
             let store = self.database.store().await.with_clock(self.clock.clone());
             let home = store.home().await.unwrap();
-            let caller = Caller { key: roost_api::ApiKeyId::new(), tenant: home.tenant, user: home.user };
+            let caller = home.administrator();
             let config = Config {
                 urls: PublicUrls {
                     origin: "http://127.0.0.1:1".to_owned(),
@@ -194,7 +194,9 @@ impl Server {
         let start = Timestamp::from_micros(0).unwrap();
         let end = Timestamp::from_micros(i64::MAX / 100).unwrap();
         let filter = RunFilter { start, end, computer: None };
-        self.runtime.block_on(self.store.runs(self.caller.tenant, &filter)).unwrap()
+        self.runtime
+            .block_on(self.store.runs(&roost_store::Reach::whole(self.caller.tenant), &filter))
+            .unwrap()
     }
 
     fn left(&self) -> MicroCredits {

@@ -21,7 +21,7 @@ use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::testing::TestDatabase;
-use roost_store::{NewApiKey, Observed, WorkflowKind};
+use roost_store::{Observed, WorkflowKind};
 use tokio::runtime::Runtime;
 
 /// Longer than any test: nobody is given up for being slow.
@@ -85,14 +85,7 @@ impl Host {
             return None;
         }
         let home = store.home().await.unwrap();
-        let key = NewApiKey {
-            tenant: home.tenant,
-            user: home.user,
-            name: "test".to_owned(),
-            prefix: "msk".to_owned(),
-            hash: "hash".to_owned(),
-        };
-        store.insert_api_key(&key).await.unwrap();
+        store.insert_key(&home.new_key("hash")).await.unwrap().unwrap();
         let caller = store.caller_by_key_hash("hash").await.unwrap().unwrap();
         let (launcher, count) = (Arc::default(), Arc::default());
         Some(Self { database, launcher, count, caller })
@@ -247,7 +240,8 @@ async fn a_ticket_opens_one_stream_at_any_server() {
     assert_eq!([first.is_ok(), second.is_ok()].iter().filter(|is_ok| **is_ok).count(), 1);
     let failure = a.redeem(&ticket).await.unwrap_err();
     assert_eq!(failure.public.code, ErrorCode::InvalidToken);
-    assert_eq!(b.redeem(&a.sse_ticket(&host.caller).await.unwrap().ticket).await.unwrap(), host.caller);
+    let ticket = a.sse_ticket(&host.caller).await.unwrap().ticket;
+    assert_eq!(b.redeem(&ticket).await.unwrap().key, host.caller.key);
 }
 
 /// What ten hanging boots at a server that goes away in some way come to at another one.

@@ -18,7 +18,7 @@ use roost_api::{
 };
 use roost_control::status::status;
 use roost_control::{
-    Caller, ComputerRecord, Config, Control, CreditConfig, EventRetention, Failure, NoHook, PublicUrls,
+    Act, Caller, ComputerRecord, Config, Control, CreditConfig, EventRetention, Failure, NoHook, PublicUrls,
     Regions, SealKey, Sharing, Step, StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
     plan,
 };
@@ -139,7 +139,7 @@ impl World {
     async fn on(database: Arc<TestDatabase>, launcher: Arc<Simulated>, far: Arc<Simulated>) -> Self {
         let store = database.store().await;
         let home = store.home().await.unwrap();
-        let caller = Caller { key: roost_api::ApiKeyId::new(), tenant: home.tenant, user: home.user };
+        let caller = home.administrator();
         Self { database, store, launcher, far, caller }
     }
 
@@ -211,7 +211,7 @@ impl World {
     }
 
     async fn restored(&self, control: &Control, id: SnapshotId) -> ComputerId {
-        let snapshot = control.snapshot(&self.caller, id).await.unwrap();
+        let snapshot = control.snapshot(&self.caller, id, Act::Write).await.unwrap();
         let restored = control.restore(&self.caller, &snapshot, ForkSnapshot::default()).await.unwrap();
         let new = restored.record.id;
         restored.ended().await;
@@ -823,7 +823,7 @@ async fn snapshots_expire_unless_they_are_kept_or_named() {
     }
     let failure = control.delete_snapshot(named.id).await.unwrap_err();
     assert_eq!(failure.public.code, ErrorCode::SnapshotInUse);
-    let record = control.named_snapshot(&world.caller, "base").await.unwrap();
+    let record = control.named_snapshot(&world.caller, "base", Act::Read).await.unwrap();
     control.release_name(&record).await.unwrap();
     // Its time is over already.
     let gone = async {
@@ -842,20 +842,20 @@ async fn a_snapshot_that_is_being_restored_cannot_be_deleted() {
     let id = world.create(&control).await;
     let (snapshot, _) = world.snapshot_of(&control, id).await;
     world.launcher.set_boot(Boot::Hangs);
-    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    let record = control.snapshot(&world.caller, snapshot, Act::Write).await.unwrap();
     let restored = control.restore(&world.caller, &record, ForkSnapshot::default()).await.unwrap();
-    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    let record = control.snapshot(&world.caller, snapshot, Act::Write).await.unwrap();
     assert_eq!(control.snapshot_view(&record).status, SnapshotState::Restoring);
     let failure = control.delete_snapshot(snapshot).await.unwrap_err();
     assert_eq!(failure.public.code, ErrorCode::SnapshotInUse);
     let kinds = failure.public.details.unwrap()["dependents"][0]["kind"].clone();
     assert_eq!(kinds, "restore_in_progress");
     control.delete(restored.record.id).await.unwrap();
-    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    let record = control.snapshot(&world.caller, snapshot, Act::Write).await.unwrap();
     assert_eq!(control.snapshot_view(&record).status, SnapshotState::Ready);
     // Somebody else does not see it at all.
-    let stranger = Caller { tenant: roost_api::TenantId::new(), ..world.caller };
-    let failure = control.snapshot(&stranger, snapshot).await.unwrap_err();
+    let stranger = Caller { tenant: roost_api::TenantId::new(), ..world.caller.clone() };
+    let failure = control.snapshot(&stranger, snapshot, Act::Write).await.unwrap_err();
     assert_eq!(failure.public.code, ErrorCode::NotFound);
     control.delete_snapshot(snapshot).await.unwrap();
     world.clear(&control).await;
@@ -867,7 +867,7 @@ async fn a_full_host_says_so_before_it_promises_anything() {
     let control = world.control(Arc::new(NoHook)).await;
     let id = world.create(&control).await;
     let (snapshot, _) = world.snapshot_of(&control, id).await;
-    let record = control.snapshot(&world.caller, snapshot).await.unwrap();
+    let record = control.snapshot(&world.caller, snapshot, Act::Write).await.unwrap();
     let other = world.clone_of(&control, id).await;
     control.stop(other).await.unwrap();
     world.launcher.fill(Some("300 MiB of memory are missing"));

@@ -3,16 +3,21 @@
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use roost_api::{ApiError, ComputerId, ErrorCode, NotAPort, PortNumber, TicketQuery};
-use roost_control::{Caller, ComputerRecord, SnapshotRecord};
+use roost_control::{Act, Caller, ComputerRecord, SnapshotRecord};
 use serde::de::DeserializeOwned;
 
 use crate::App;
 use crate::envelope::Refusal;
+use crate::scopes;
 
+/// In which tenant an operator acts.
+const TENANT: HeaderName = HeaderName::from_static("x-miosa-tenant");
+/// Where new computers go that name no workspace.
+const WORKSPACE: HeaderName = HeaderName::from_static("x-miosa-workspace");
 /// The largest JSON body.
 pub(crate) const MOST_BODY: usize = 1024 * 1024;
 /// How much more is read and thrown away, so that a client that is still sending gets to see the refusal.
@@ -26,9 +31,18 @@ impl FromRequestParts<App> for Auth {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        let credential = bearer(&parts.headers).map(str::to_owned);
-        Ok(Self(identify(parts, app, credential.as_deref()).await?))
+        let caller = who(parts, app).await?;
+        if let Some(scope) = scopes::needed(parts) {
+            app.control.require_scope(&caller, scope)?;
+        }
+        Ok(Self(caller))
     }
+}
+
+/// The caller, whatever scopes the key has: for routes that look at what is asked for first.
+pub(crate) async fn who(parts: &mut Parts, app: &App) -> Result<Caller, Refusal> {
+    let credential = bearer(&parts.headers).map(str::to_owned);
+    identify(parts, app, credential.as_deref()).await
 }
 
 /// Whoever made this request, as it was found out once for all who ask.
@@ -42,13 +56,17 @@ pub(crate) async fn identify(
     credential: Option<&str>,
 ) -> Result<Caller, Refusal> {
     if let Some(Identified(caller)) = parts.extensions.get() {
-        return Ok(*caller);
+        return Ok(caller.clone());
     }
     let caller = app.control.authenticate(credential).await?;
     if let Some(limit) = &app.rate_limit {
         limit.check(caller.key)?;
     }
-    parts.extensions.insert(Identified(caller));
+    let named = parts.headers.get_all(TENANT).iter().map(|value| value.to_str().unwrap_or_default().trim());
+    let mut caller = app.control.act_in(caller, &named.collect::<Vec<_>>()).await?;
+    let workspace = parts.headers.get(WORKSPACE).and_then(|value| value.to_str().ok());
+    caller.default_workspace = workspace.map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned);
+    parts.extensions.insert(Identified(caller.clone()));
     Ok(caller)
 }
 
@@ -60,9 +78,9 @@ impl FromRequestParts<App> for Target {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let caller = who(parts, app).await?;
         let id = path_id(parts, app).await?;
-        Ok(Self(app.control.get(&caller, id).await?))
+        Ok(Self(app.control.get_for(&caller, id, scopes::act(parts)).await?))
     }
 }
 
@@ -74,7 +92,7 @@ impl FromRequestParts<App> for Kept {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let caller = who(parts, app).await?;
         let snapshot = path_snapshot(parts, app, &caller).await?;
         Ok(Self(snapshot))
     }
@@ -88,7 +106,7 @@ impl FromRequestParts<App> for KeptOf {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let caller = who(parts, app).await?;
         let snapshot = snapshot_of_computer(parts, app, &caller).await?;
         Ok(Self(snapshot))
     }
@@ -104,7 +122,17 @@ impl FromRequestParts<App> for Listener {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
         let Query(query) = Query::<TicketQuery>::from_request_parts(parts, app).await?;
         match query.ticket.filter(|_| bearer(&parts.headers).is_none()) {
-            Some(ticket) => Ok(Self(app.control.redeem(&ticket).await?)),
+            Some(ticket) => {
+                if let Some(Identified(caller)) = parts.extensions.get() {
+                    return Ok(Self(caller.clone())); // a ticket works once, and this is that once
+                }
+                let caller = app.control.redeem(&ticket).await?;
+                if let Some(scope) = scopes::needed(parts) {
+                    app.control.require_scope(&caller, scope)?;
+                }
+                parts.extensions.insert(Identified(caller.clone()));
+                Ok(Self(caller))
+            }
             None => Auth::from_request_parts(parts, app).await.map(|Auth(caller)| Self(caller)),
         }
     }
@@ -120,7 +148,7 @@ impl FromRequestParts<App> for Listened {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
         let Listener(caller) = Listener::from_request_parts(parts, app).await?;
         let id = path_id(parts, app).await?;
-        Ok(Self(app.control.get(&caller, id).await?))
+        Ok(Self(app.control.get_for(&caller, id, Act::Read).await?))
     }
 }
 
@@ -145,9 +173,9 @@ impl FromRequestParts<App> for Named {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
-        let Auth(caller) = Auth::from_request_parts(parts, app).await?;
+        let caller = who(parts, app).await?;
         let name = path_value(parts, app, "name").await.ok_or_else(snapshot_not_found)?;
-        let snapshot = app.control.named_snapshot(&caller, &name).await?;
+        let snapshot = app.control.named_snapshot(&caller, &name, scopes::act(parts)).await?;
         Ok(Self(snapshot))
     }
 }
@@ -157,7 +185,7 @@ async fn snapshot_of_computer(
     app: &App,
     caller: &Caller,
 ) -> Result<SnapshotRecord, Refusal> {
-    let computer = app.control.get(caller, path_id(parts, app).await?).await?;
+    let computer = app.control.get_for(caller, path_id(parts, app).await?, scopes::act(parts)).await?;
     let snapshot = path_snapshot(parts, app, caller).await?;
     if snapshot.computer_id != computer.id {
         return Err(snapshot_not_found().into());
@@ -169,7 +197,7 @@ async fn snapshot_of_computer(
 async fn path_snapshot(parts: &mut Parts, app: &App, caller: &Caller) -> Result<SnapshotRecord, Refusal> {
     let text = path_value(parts, app, "sid").await.ok_or_else(snapshot_not_found)?;
     let id = text.parse().map_err(|_| snapshot_not_found())?;
-    Ok(app.control.snapshot(caller, id).await?)
+    Ok(app.control.snapshot(caller, id, scopes::act(parts)).await?)
 }
 
 fn snapshot_not_found() -> ApiError {

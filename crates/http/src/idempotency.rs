@@ -7,7 +7,7 @@
 //! Requests without an account, and bodies larger than the largest JSON body, pass as if they had no key.
 
 use axum::body::Body;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::App;
 use crate::envelope::{Refusal, RequestId, refused, settle};
-use crate::extract::{Auth, MOST_BODY};
+use crate::extract::{MOST_BODY, who};
 
 const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// On an answer that was given before.
@@ -49,8 +49,8 @@ pub(crate) async fn once(State(app): State<App>, request: Request, next: Next) -
 
 async fn keyed(app: &App, key: &HeaderValue, request: Request, next: Next) -> Result<Response, Refusal> {
     let (mut parts, body) = request.into_parts();
-    let caller = match Auth::from_request_parts(&mut parts, app).await {
-        Ok(Auth(caller)) => caller,
+    let caller = match who(&mut parts, app).await {
+        Ok(caller) => caller,
         // What is wrong with a credential is for the route to say: it may need none.
         Err(refusal) if refusal.code() == ErrorCode::InvalidToken => {
             return Ok(next.run(Request::from_parts(parts, body)).await);

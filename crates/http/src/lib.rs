@@ -17,6 +17,7 @@ mod outbound;
 mod pages;
 mod preview;
 mod routes;
+mod scopes;
 mod sockets;
 mod sse;
 
@@ -66,6 +67,9 @@ pub struct App {
         (name = "ports", description = "Let others reach web programs inside a computer"),
         (name = "events", description = "Follow what happens, as server-sent events"),
         (name = "credits", description = "What is left, what was used, and what it cost"),
+        (name = "keys", description = "API keys and scoped tokens, and whom they speak for"),
+        (name = "workspaces", description = "Workspaces, their members, and projects"),
+        (name = "admin", description = "Tenants, users and their keys"),
         (name = "server", description = "The server itself"),
     )
 )]
@@ -106,6 +110,11 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::events::router())
         .merge(routes::webhooks::router())
         .merge(routes::tickets::router())
+        .merge(routes::identity::router())
+        .merge(routes::keys::router())
+        .merge(routes::workspaces::router())
+        .merge(routes::projects::router())
+        .merge(routes::admin::router())
         .merge(routes::server::router());
     OpenApiRouter::with_openapi(ApiDoc::openapi()).nest("/api/v1", api)
 }

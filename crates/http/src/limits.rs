@@ -23,6 +23,10 @@ impl RateLimit {
         }
     }
 
+    pub(crate) fn requests_per_minute(&self) -> u32 {
+        self.per_minute.get()
+    }
+
     /// Counts a request, or says when the next one is allowed.
     pub(crate) fn check(&self, key: ApiKeyId) -> Result<(), ApiError> {
         self.keys.check_key(&key).map_err(|refused| {

@@ -11,7 +11,9 @@ use sqlx::{Row, Transaction};
 use crate::apps::insert_installations;
 use crate::env::{NewVariable, insert_variables};
 use crate::events::{EventScope, insert_event, record_status};
+use crate::places::lasting_place;
 use crate::query::QueryBuilder;
+use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
 use crate::status::{STATE, states};
 use crate::workflows::insert_workflow;
@@ -161,20 +163,20 @@ impl Store {
         Ok(())
     }
 
-    /// The tenant's computers that match, in the filter's order.
+    /// The computers within reach that match, in the filter's order.
     pub async fn computers(
         &self,
-        tenant: TenantId,
+        reach: &Reach,
         filter: &ComputerFilter,
     ) -> Result<Vec<ComputerRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
         match filter.page {
-            None => push_filter(&mut query, tenant, filter),
+            None => push_filter(&mut query, reach, filter),
             // Which ones first, mostly from an index alone: what is passed over is not read.
             Some((limit, offset)) => {
                 query.push(" WHERE c.id IN (SELECT c.id FROM computers c");
                 push_tables(&mut query, filter);
-                push_filter(&mut query, tenant, filter);
+                push_filter(&mut query, reach, filter);
                 query.push(order_by(filter.order));
                 query.push(" LIMIT ").push_bind(signed(limit)?);
                 query.push(" OFFSET ").push_bind(i64::try_from(offset).unwrap_or(i64::MAX));
@@ -187,14 +189,10 @@ impl Store {
     }
 
     /// How many match, on all pages.
-    pub async fn count_computers(
-        &self,
-        tenant: TenantId,
-        filter: &ComputerFilter,
-    ) -> Result<u64, StoreError> {
+    pub async fn count_computers(&self, reach: &Reach, filter: &ComputerFilter) -> Result<u64, StoreError> {
         let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM computers c");
         push_tables(&mut query, filter);
-        push_filter(&mut query, tenant, filter);
+        push_filter(&mut query, reach, filter);
         number(&query.build().fetch_one(&self.pool).await?, "n")
     }
 
@@ -375,8 +373,9 @@ fn push_tables(query: &mut QueryBuilder, filter: &ComputerFilter) {
     }
 }
 
-fn push_filter(query: &mut QueryBuilder, tenant: TenantId, filter: &ComputerFilter) {
-    query.push(" WHERE c.tenant_id = ").push_bind(tenant.to_string());
+fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter) {
+    query.push(" WHERE 1 = 1");
+    reach.push(query, Of::Computers);
     let equal = [
         (" AND c.workspace_id = ", filter.workspace.map(|id| id.to_string())),
         (" AND c.project_id = ", filter.project.map(|id| id.to_string())),
@@ -411,6 +410,7 @@ pub(crate) async fn insert(
     new: &NewComputer,
 ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
     let slug = free_slug(tx, &new.slug).await?;
+    let (workspace, project) = lasting_place(tx, new.tenant_id, new.workspace_id, new.project_id).await?;
     let now = Timestamp::now().as_micros();
     sqlx::query(
         "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
@@ -424,8 +424,8 @@ pub(crate) async fn insert(
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
     .bind(new.owner_user_id.to_string())
-    .bind(new.workspace_id.to_string())
-    .bind(new.project_id.to_string())
+    .bind(workspace.to_string())
+    .bind(project.to_string())
     .bind(&new.name)
     .bind(&slug)
     .bind(&new.template_type)

@@ -4,7 +4,7 @@
 //! order, without holes, on every database: whoever has read up to an id has missed nothing before it.
 
 use roost_api::{
-    ComputerId, Event, EventId, EventStatus, Status, TenantId, Timestamp, Transition, WorkspaceId,
+    ComputerId, Event, EventId, EventStatus, Status, TenantId, Timestamp, Transition, UserId, WorkspaceId,
 };
 use serde_json::{Map, Value};
 use sqlx::{Row, Transaction};
@@ -24,15 +24,23 @@ pub struct EventScope {
     pub computer: Option<ComputerId>,
     /// The caller's own id of an end user.
     pub external_user: Option<String>,
+    /// Who made the computer.
+    pub owner: Option<UserId>,
 }
 
 impl EventScope {
+    /// The tenant as a whole: for its administrators.
+    pub fn tenant(tenant: TenantId) -> Self {
+        Self { tenant, workspace: None, computer: None, external_user: None, owner: None }
+    }
+
     pub fn of(computer: &ComputerRecord) -> Self {
         Self {
             tenant: computer.tenant_id,
             workspace: Some(computer.workspace_id),
             computer: Some(computer.id),
             external_user: computer.external_user_id.clone(),
+            owner: Some(computer.owner_user_id),
         }
     }
 }
@@ -152,8 +160,9 @@ pub(crate) async fn insert_event(
         .fetch_one(&mut **tx)
         .await?;
     sqlx::query(
-        "INSERT INTO events (id, tenant_id, workspace_id, computer_id, external_user, type, data, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        "INSERT INTO events (id, tenant_id, workspace_id, computer_id, external_user, type, data, created_at,
+             owner_user_id)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(row.try_get::<i64, _>("last_id")?)
     .bind(scope.tenant.to_string())
@@ -163,6 +172,7 @@ pub(crate) async fn insert_event(
     .bind(event.kind())
     .bind(json(event)?)
     .bind(Timestamp::now().as_micros())
+    .bind(scope.owner.map(|id| id.to_string()))
     .execute(&mut **tx)
     .await?;
     Ok(())
@@ -223,6 +233,7 @@ impl EventRecord {
                 workspace: optional(row, "workspace_id")?,
                 computer: optional(row, "computer_id")?,
                 external_user: row.try_get("external_user")?,
+                owner: optional(row, "owner_user_id")?,
             },
             kind: row.try_get("type")?,
             data: record::json(row, "data")?,
@@ -237,7 +248,13 @@ mod tests {
     use crate::testing::TestDatabase;
 
     fn scope() -> EventScope {
-        EventScope { tenant: TenantId::new(), workspace: None, computer: None, external_user: None }
+        EventScope {
+            tenant: TenantId::new(),
+            workspace: None,
+            computer: None,
+            external_user: None,
+            owner: None,
+        }
     }
 
     async fn store() -> (TestDatabase, Store) {

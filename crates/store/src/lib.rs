@@ -15,16 +15,20 @@ mod env;
 mod events;
 mod idempotency;
 mod identity;
+mod keys;
 mod layers;
 mod metrics;
+mod places;
 mod pool;
 mod ports;
 mod query;
+mod reach;
 mod record;
 mod runs;
 mod servers;
 mod snapshots;
 pub mod status;
+mod tenants;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tickets;
@@ -50,10 +54,16 @@ pub use credits::{Balance, TransactionRecord};
 pub use env::{EnvRecord, IfMissing, NewVariable, VariableRecord, VariableSet};
 pub use events::{EventBatch, EventBounds, EventRecord, EventScope, EventsOf};
 pub use idempotency::{RequestLimits, RequestState};
-pub use identity::{Caller, Home, NewApiKey};
+pub use identity::{Caller, Home};
+pub use keys::{KeyChange, KeyForm, KeyRecord, NewKey};
 pub use layers::LayerRecord;
 pub use metrics::{Measurement, Resolution, Usage};
+pub use places::{
+    NewProject, NewWorkspace, PlaceChange, PlaceInserted, Placed, ProjectRecord, Removal, WantedPlace,
+    WorkspaceRecord,
+};
 pub use ports::{Exposed, PortLink, PortRecord};
+pub use reach::{Confinement, Reach};
 pub use record::{
     ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SnapshotAttributes, SnapshotPurpose,
     SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
@@ -64,6 +74,7 @@ pub use snapshots::{
     BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
     Recorded, SnapshotFilter, SnapshotGroup,
 };
+pub use tenants::{MemberRecord, NewUser, TenantDeleted, TenantRecord, UserChanged, UserRecord};
 pub use url::{DatabaseUrl, InvalidUrl};
 pub use viewers::{ShareRecord, ViewerPasswordRecord};
 pub use webhooks::{Attempt, DeliveryRecord, WebhookRecord};
@@ -170,6 +181,7 @@ fn migrator() -> Migrator {
     let migrations = vec![
         migration(1, "start", include_str!("../migrations/0001_start.sql")),
         migration(2, "snapshots", include_str!("../migrations/0002_snapshots.sql")),
+        migration(3, "tenancy", include_str!("../migrations/0003_tenancy.sql")),
         migration(4, "events", include_str!("../migrations/0004_events.sql")),
         migration(5, "ports", include_str!("../migrations/0005_ports.sql")),
         migration(6, "env", include_str!("../migrations/0006_env.sql")),
@@ -179,6 +191,7 @@ fn migrator() -> Migrator {
         migration(10, "apps", include_str!("../migrations/0010_apps.sql")),
         migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
+        migration(30, "reach", include_str!("../migrations/0030_reach.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

@@ -42,6 +42,8 @@ macro_rules! text_enum {
     };
 }
 
+pub(crate) use text_enum;
+
 text_enum!(
     /// What the user asked for.
     Desired { Running = "running", Stopped = "stopped", Deleted = "deleted" }
@@ -274,7 +276,7 @@ pub struct WorkflowRecord {
     pub computer: ComputerId,
     pub kind: WorkflowKind,
     pub generation: u64,
-    /// How many steps are done.
+    /// From which step on it is undone; 0 while it goes forward.
     pub step: usize,
     /// Set while it is being undone.
     pub error: Option<String>,

@@ -20,6 +20,7 @@ use sqlx::{Row, Transaction};
 use crate::credits::{Entry, insert_entry};
 use crate::events::{EventScope, insert_event};
 use crate::query::QueryBuilder;
+use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, number, optional_time, parsed, time};
 use crate::status::status;
 use crate::{Db, DbRow, Store, StoreError};
@@ -228,10 +229,10 @@ impl Store {
     }
 
     /// The runs of a tenant, newest first.
-    pub async fn runs(&self, tenant: TenantId, filter: &RunFilter) -> Result<Vec<RunRecord>, StoreError> {
-        let mut query = QueryBuilder::new("SELECT * FROM runs WHERE tenant_id = ");
-        query.push_bind(tenant.to_string());
-        query.push(" AND started_at < ").push_bind(filter.end.as_micros());
+    pub async fn runs(&self, reach: &Reach, filter: &RunFilter) -> Result<Vec<RunRecord>, StoreError> {
+        let mut query = QueryBuilder::new("SELECT r.* FROM runs r WHERE started_at < ");
+        query.push_bind(filter.end.as_micros());
+        reach.push(&mut query, Of::Runs);
         query.push(" AND (ended_at IS NULL OR ended_at > ").push_bind(filter.start.as_micros()).push(")");
         if let Some(computer) = filter.computer {
             query.push(" AND computer_id = ").push_bind(computer.to_string());
@@ -404,7 +405,7 @@ async fn settle(
 }
 
 fn of_tenant(tenant: TenantId) -> EventScope {
-    EventScope { tenant, workspace: None, computer: None, external_user: None }
+    EventScope::tenant(tenant)
 }
 
 fn micros(duration: Duration) -> i64 {

@@ -50,6 +50,8 @@ pub enum Change {
     Cancelled(ComputerId),
     Snapshot(SnapshotId),
     Event,
+    /// Keys, users or memberships.
+    Callers,
     /// A server has left.
     Servers,
     /// Some may have been missed.
@@ -265,6 +267,7 @@ impl Change {
             "cancelled" => id.parse().ok().map(Change::Cancelled),
             "snapshot" => id.parse().ok().map(Change::Snapshot),
             "event" => Some(Change::Event),
+            "callers" => Some(Change::Callers),
             "servers" => Some(Change::Servers),
             _ => None,
         };
@@ -294,21 +297,21 @@ mod tests {
         assert!(a.claim_workflow(workflow.id).await.unwrap().is_some());
         assert!(a.claim_workflow(workflow.id).await.unwrap().is_some(), "it is its own");
         assert!(b.claim_workflow(workflow.id).await.unwrap().is_none(), "it is another's");
-        assert!(!b.advance_workflow(workflow.id, 1).await.unwrap());
-        assert!(a.advance_workflow(workflow.id, 1).await.unwrap());
+        assert!(!b.owns_workflow(workflow.id).await.unwrap());
+        assert!(a.owns_workflow(workflow.id).await.unwrap());
 
         b.join(LEASE).await.unwrap();
         b.remove_server(a.server()).await.unwrap();
         b.cancel_workflow(workflow.computer).await.unwrap();
         let claimed = b.claim_workflow(workflow.id).await.unwrap().unwrap();
-        assert_eq!((claimed.step, claimed.is_cancelled), (1, true));
+        assert!(claimed.is_cancelled);
         assert!(a.claim_workflow(workflow.id).await.unwrap().is_none());
         let error = roost_api::ApiError::new(roost_api::ErrorCode::Internal, "late");
-        assert!(!a.advance_workflow(workflow.id, 2).await.unwrap());
-        assert!(!a.fail_workflow(workflow.id, &error).await.unwrap());
+        assert!(!a.owns_workflow(workflow.id).await.unwrap());
+        assert!(!a.fail_workflow(workflow.id, 2, &error).await.unwrap());
         assert!(!a.finish_workflow(&workflow, &Finish::Failed("late".to_owned())).await.unwrap());
         let found = a.workflow(workflow.id).await.unwrap().unwrap();
-        assert_eq!((found.step, found.error, found.is_finished), (1, None, false));
+        assert_eq!((found.step, found.error, found.is_finished), (0, None, false));
         assert_eq!(a.computer(workflow.computer).await.unwrap().unwrap().failure, None);
         assert!(b.finish_workflow(&workflow, &Finish::Done).await.unwrap());
         assert!(b.claim_workflow(workflow.id).await.unwrap().is_none(), "it is over");
@@ -390,14 +393,7 @@ mod tests {
         let database = TestDatabase::new().await;
         let store = database.store().await;
         let home = store.home().await.unwrap();
-        let key = crate::NewApiKey {
-            tenant: home.tenant,
-            user: home.user,
-            name: "k".to_owned(),
-            prefix: "k".to_owned(),
-            hash: "of the key".to_owned(),
-        };
-        let id = store.insert_api_key(&key).await.unwrap();
+        let id = store.insert_key(&home.new_key("of the key")).await.unwrap().unwrap().id;
         assert!(store.insert_ticket("old", id, Timestamp::EPOCH, 1).await.unwrap());
         assert_eq!(store.take_ticket("old").await.unwrap(), None);
         let soon = Timestamp::from_micros(Timestamp::now().as_micros() + 60_000_000).unwrap();

@@ -7,6 +7,7 @@ use crate::computers::{escape_like, insert, json, load, signed};
 use crate::events::{EventScope, insert_event};
 use crate::layers::put_under;
 use crate::query::QueryBuilder;
+use crate::reach::{Of, Reach};
 use crate::record::{
     ComputerRecord, SnapshotAttributes, SnapshotPurpose, SnapshotRecord, SnapshotStatus, WorkflowKind,
     WorkflowPayload, WorkflowRecord, number, optional_time, parsed,
@@ -211,14 +212,14 @@ impl Store {
         row.as_ref().map(SnapshotRecord::from_row).transpose()
     }
 
-    /// The snapshots that match, newest first; of every tenant without one.
+    /// The snapshots within reach that match, newest first; without a reach, of everybody.
     pub async fn snapshots(
         &self,
-        tenant: Option<TenantId>,
+        reach: Option<&Reach>,
         filter: &SnapshotFilter,
     ) -> Result<Vec<SnapshotRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
-        push_filter(&mut query, tenant, filter);
+        push_filter(&mut query, reach, filter);
         query.push(" ORDER BY s.created_at DESC, s.id DESC");
         push_page(&mut query, filter);
         let rows = query.build().fetch_all(&self.pool).await?;
@@ -228,7 +229,7 @@ impl Store {
     /// The same, summed up per computer.
     pub async fn snapshot_groups(
         &self,
-        tenant: TenantId,
+        reach: &Reach,
         filter: &SnapshotFilter,
     ) -> Result<Vec<SnapshotGroup>, StoreError> {
         let mut query = QueryBuilder::new(
@@ -238,7 +239,7 @@ impl Store {
                  MAX(s.created_at) AS latest_at
              FROM snapshots s",
         );
-        push_filter(&mut query, Some(tenant), filter);
+        push_filter(&mut query, Some(reach), filter);
         query.push(" GROUP BY s.computer_id ORDER BY MAX(s.created_at) DESC");
         push_page(&mut query, filter);
         let rows = query.build().fetch_all(&self.pool).await?;
@@ -441,10 +442,12 @@ const EXPIRES: &str = "s.expires_at IS NOT NULL AND s.keep = 0 AND s.name IS NUL
      AND s.status IN ('ready', 'failed')
      AND NOT EXISTS (SELECT 1 FROM computers c WHERE c.snapshot_id = s.id)";
 
-fn push_filter(query: &mut QueryBuilder, tenant: Option<TenantId>, filter: &SnapshotFilter) {
+fn push_filter(query: &mut QueryBuilder, reach: Option<&Reach>, filter: &SnapshotFilter) {
     query.push(" WHERE s.purpose = 'snapshot' AND s.status <> 'deleted'");
+    if let Some(reach) = reach {
+        reach.push(query, Of::Snapshots);
+    }
     let equal = [
-        (" AND s.tenant_id = ", tenant.map(|id| id.to_string())),
         (" AND s.computer_id = ", filter.computer.map(|id| id.to_string())),
         (" AND s.workspace_id = ", filter.workspace.map(|id| id.to_string())),
         (" AND s.status = ", filter.status.map(|status| status.as_str().to_owned())),
@@ -494,9 +497,9 @@ async fn insert_snapshot(
         "INSERT INTO snapshots (id, tenant_id, computer_id, computer_name, workspace_id, project_id,
              attributes, purpose, comment, status, step, progress, template_type, template_digest, size,
              disk_gib, disk_bytes, keep, expires_at, retention_seconds, parent_snapshot_id, created_at,
-             updated_at, region)
+             updated_at, owner_user_id, external_user_id, region)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'creating', 'waiting', 0, $10, $11, $12, $13, 0, $14, $15,
-             $16, $17, $18, $18, $19)",
+             $16, $17, $18, $18, $19, $20, $21)",
     )
     .bind(new.id.to_string())
     .bind(computer.tenant_id.to_string())
@@ -516,6 +519,8 @@ async fn insert_snapshot(
     .bind(new.retention_seconds.map(signed).transpose()?)
     .bind(computer.last_snapshot.map(|id| id.to_string()))
     .bind(Timestamp::now().as_micros())
+    .bind(computer.owner_user_id.to_string())
+    .bind(&computer.external_user_id)
     .bind(computer.region.as_str())
     .execute(&mut **tx)
     .await?;

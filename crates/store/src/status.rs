@@ -121,7 +121,7 @@ mod tests {
     async fn sql_finds_what_the_function_says() {
         let database = TestDatabase::new().await;
         let store = database.store().await;
-        let tenant = store.home().await.unwrap().tenant;
+        let reach = crate::Reach::whole(store.home().await.unwrap().tenant);
         let mut combinations = 0;
         for desired in Desired::ALL {
             for observed in Observed::ALL {
@@ -147,23 +147,23 @@ mod tests {
                 }
             }
         }
-        let all = store.computers(tenant, &ComputerFilter::default()).await.unwrap();
+        let all = store.computers(&reach, &ComputerFilter::default()).await.unwrap();
         assert_eq!(all.len(), combinations);
         for wanted in Status::ALL {
             let expected: Vec<_> =
                 all.iter().filter(|record| status(record) == wanted).map(|record| record.id).collect();
             assert!(!expected.is_empty(), "{wanted}");
             let mut filter = ComputerFilter { statuses: Some(vec![wanted]), ..ComputerFilter::default() };
-            let found = store.computers(tenant, &filter).await.unwrap();
+            let found = store.computers(&reach, &filter).await.unwrap();
             assert_eq!(found.iter().map(|record| record.id).collect::<Vec<_>>(), expected, "{wanted}");
-            assert_eq!(store.count_computers(tenant, &filter).await.unwrap(), expected.len() as u64);
+            assert_eq!(store.count_computers(&reach, &filter).await.unwrap(), expected.len() as u64);
             // A page is a part of that, in its order.
             filter.page = Some((3, 1));
-            let page = store.computers(tenant, &filter).await.unwrap();
+            let page = store.computers(&reach, &filter).await.unwrap();
             let page: Vec<_> = page.iter().map(|record| record.id).collect();
             assert_eq!(page, expected.into_iter().skip(1).take(3).collect::<Vec<_>>(), "{wanted}");
         }
         let none = ComputerFilter { statuses: Some(Vec::new()), ..ComputerFilter::default() };
-        assert!(store.computers(tenant, &none).await.unwrap().is_empty());
+        assert!(store.computers(&reach, &none).await.unwrap().is_empty());
     }
 }

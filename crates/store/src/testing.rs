@@ -6,12 +6,13 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use camino::Utf8PathBuf;
+use roost_api::{ApiKeyId, KeyKind, Role};
 use sqlx::any::AnyConnectOptions;
 use sqlx::migrate::Migrator;
 use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions, Executor};
 
 use crate::pool::{Engine, Pool, sqlite_address};
-use crate::{DatabaseUrl, Store, StoreError, migrator};
+use crate::{Caller, Confinement, DatabaseUrl, Home, KeyForm, NewKey, Store, StoreError, migrator};
 
 /// An empty database that nobody else uses.
 #[derive(Debug)]
@@ -83,6 +84,46 @@ impl Drop for TestDatabase {
         let dropped = dropping.join();
         // A second panic would hide why the test failed.
         assert!(std::thread::panicking() || dropped.is_ok(), "failed to drop the database {name}");
+    }
+}
+
+impl Home {
+    /// An admin key of its owner, whose secret has this hash.
+    pub fn new_key(&self, hash: &str) -> NewKey {
+        let Caller { tenant, user, kind, form, scopes, confinement, .. } = self.administrator();
+        NewKey {
+            tenant,
+            user,
+            name: "test".to_owned(),
+            prefix: "msk".to_owned(),
+            hash: hash.to_owned(),
+            kind,
+            form,
+            scopes,
+            confinement,
+            expires_at: None,
+            metadata: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// Its owner, as if they had asked with an admin key.
+    pub fn administrator(&self) -> Caller {
+        Caller {
+            key: ApiKeyId::new(),
+            key_hash: String::new(),
+            form: KeyForm::Key,
+            tenant: self.tenant,
+            tenant_slug: "default".to_owned(),
+            user: self.user,
+            role: Role::Owner,
+            kind: KeyKind::Admin,
+            scopes: vec!["*".to_owned()],
+            memberships: Vec::new(),
+            confinement: Confinement::default(),
+            expires_at: None,
+            is_operator: true,
+            default_workspace: None,
+        }
     }
 }
 

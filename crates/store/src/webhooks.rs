@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use roost_api::{DeliveryId, EventId, TenantId, Timestamp, WebhookId};
+use roost_api::{DeliveryId, EventId, TenantId, Timestamp, UserId, WebhookId};
 use sqlx::{Row, Transaction};
 
 use crate::computers::json;
 use crate::events::EventRecord;
 use crate::query::QueryBuilder;
-use crate::record::{self, DeliveryState, number, optional_number, optional_time, parsed};
+use crate::reach::Confinement;
+use crate::record::{self, DeliveryState, number, optional, optional_number, optional_time, parsed};
 use crate::{Db, DbRow, Store, StoreError};
 
 /// How many events are looked at for one webhook at once.
@@ -19,6 +20,10 @@ const BATCH: u16 = 200;
 pub struct WebhookRecord {
     pub id: WebhookId,
     pub tenant: TenantId,
+    /// Who made it; `None`: from before that was written down.
+    pub user: Option<UserId>,
+    /// It is told of nothing outside of this.
+    pub confinement: Confinement,
     pub url: String,
     /// Patterns of types.
     pub events: Vec<String>,
@@ -68,9 +73,9 @@ impl Store {
     pub async fn insert_webhook(&self, new: &WebhookRecord) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO webhooks (id, tenant_id, url, events, name, headers, secret, secret_preview, retry_count,
-                 active, metadata, place, created_at, updated_at)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, CAST($9 AS BIGINT), CAST($10 AS BIGINT), $11, last_id,
-                 CAST($12 AS BIGINT), CAST($12 AS BIGINT) FROM event_log WHERE id = 1",
+                 active, metadata, user_id, workspace_id, external_user_id, place, created_at, updated_at)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, CAST($9 AS BIGINT), CAST($10 AS BIGINT), $11, $12, $13,
+                 $14, last_id, CAST($15 AS BIGINT), CAST($15 AS BIGINT) FROM event_log WHERE id = 1",
         )
         .bind(new.id.to_string())
         .bind(new.tenant.to_string())
@@ -83,6 +88,9 @@ impl Store {
         .bind(i64::from(new.retry_count))
         .bind(i64::from(new.active))
         .bind(json(&new.metadata)?)
+        .bind(new.user.map(|id| id.to_string()))
+        .bind(new.confinement.workspace.map(|id| id.to_string()))
+        .bind(&new.confinement.external_user)
         .bind(new.created_at.as_micros())
         .execute(&self.pool)
         .await?;
@@ -376,6 +384,11 @@ impl WebhookRecord {
         Ok(Self {
             id: parsed(row, "id")?,
             tenant: parsed(row, "tenant_id")?,
+            user: optional(row, "user_id")?,
+            confinement: Confinement {
+                workspace: optional(row, "workspace_id")?,
+                external_user: row.try_get("external_user_id")?,
+            },
             url: row.try_get("url")?,
             events: record::json(row, "events")?,
             name: row.try_get("name")?,
@@ -423,6 +436,8 @@ mod tests {
         WebhookRecord {
             id: WebhookId::new(),
             tenant,
+            user: None,
+            confinement: Confinement::default(),
             url: "https://example.org/".to_owned(),
             events: vec!["*".to_owned()],
             name: None,

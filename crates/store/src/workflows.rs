@@ -94,29 +94,34 @@ impl Store {
         row.as_ref().map(WorkflowRecord::from_row).transpose()
     }
 
-    /// Records that the first `step` steps are done (or, while undoing, not yet undone). False: it is another
-    /// server's now.
-    pub async fn advance_workflow(&self, id: WorkflowId, step: usize) -> Result<bool, StoreError> {
-        let step = i64::try_from(step).map_err(|_| StoreError::Corrupt { what: format!("step {step}") })?;
-        let advanced = sqlx::query("UPDATE workflows SET step = $1 WHERE id = $2 AND owner = $3")
-            .bind(step)
+    /// Whether this server still runs the workflow, or another has taken it over.
+    pub async fn owns_workflow(&self, id: WorkflowId) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 AS one FROM workflows WHERE id = $1 AND owner = $2")
             .bind(id.to_string())
             .bind(self.server.to_string())
-            .execute(&self.pool)
+            .fetch_optional(&self.pool)
             .await?;
-        Ok(advanced.rows_affected() > 0)
+        Ok(row.is_some())
     }
 
-    /// From here on the workflow is undone, also after a crash. False: it is another server's now.
-    pub async fn fail_workflow(&self, id: WorkflowId, error: &ApiError) -> Result<bool, StoreError> {
-        let failed =
-            sqlx::query("UPDATE workflows SET error = $1, error_code = $2 WHERE id = $3 AND owner = $4")
-                .bind(&error.message)
-                .bind(error.code.as_str())
-                .bind(id.to_string())
-                .bind(self.server.to_string())
-                .execute(&self.pool)
-                .await?;
+    /// From here on the workflow is undone from this step, also after a crash. False: it is another server's now.
+    pub async fn fail_workflow(
+        &self,
+        id: WorkflowId,
+        step: usize,
+        error: &ApiError,
+    ) -> Result<bool, StoreError> {
+        let step = i64::try_from(step).map_err(|_| StoreError::Corrupt { what: format!("step {step}") })?;
+        let failed = sqlx::query(
+            "UPDATE workflows SET step = $1, error = $2, error_code = $3 WHERE id = $4 AND owner = $5",
+        )
+        .bind(step)
+        .bind(&error.message)
+        .bind(error.code.as_str())
+        .bind(id.to_string())
+        .bind(self.server.to_string())
+        .execute(&self.pool)
+        .await?;
         Ok(failed.rows_affected() > 0)
     }
 

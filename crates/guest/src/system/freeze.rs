@@ -235,6 +235,8 @@ struct State<O> {
     frozen: Vec<Held<O>>,
     /// When that ends by itself.
     until: Option<Instant>,
+    /// Something that this agent froze may not have been thawed.
+    in_doubt: bool,
 }
 
 /// Cheap to clone.
@@ -264,7 +266,7 @@ impl Freezer {
 // nobody knows.
 impl<F: Filesystems> Freezer<F> {
     fn over(filesystems: F) -> Self {
-        let state = State { frozen: Vec::new(), until: None };
+        let state = State { frozen: Vec::new(), until: None, in_doubt: false };
         Self { filesystems: Arc::new(filesystems), state: Arc::new(Mutex::new(state)) }
     }
 
@@ -276,7 +278,10 @@ impl<F: Filesystems> Freezer<F> {
             state.until = None;
             let earlier = std::mem::take(&mut state.frozen);
             let filesystems = freezer.filesystems.clone();
+            // Until it is known how it went.
+            let in_doubt = std::mem::replace(&mut state.in_doubt, true);
             state.frozen = blocking(move || freeze_mounted(&*filesystems, earlier)).await?;
+            state.in_doubt = in_doubt;
             let until = Instant::now() + LIMIT;
             state.until = Some(until);
             tokio::spawn(freezer.clone().expire(until));
@@ -295,14 +300,30 @@ impl<F: Filesystems> Freezer<F> {
         .await
     }
 
+    /// What this agent froze. Where nothing is, the filesystems are not asked: that takes a guest that has just been
+    /// restored longer than the rest of its new identity.
+    pub(super) async fn thaw_own(&self) -> Result<(), Status> {
+        let state = self.state.lock().await;
+        let is_clear = state.frozen.is_empty() && !state.in_doubt;
+        drop(state);
+        if is_clear { Ok(()) } else { self.thaw().await }
+    }
+
     async fn thaw_now(&self, mut state: MutexGuard<'_, State<F::Open>>) -> Result<(), Status> {
         state.until = None;
         let frozen = std::mem::take(&mut state.frozen);
         let filesystems = self.filesystems.clone();
+        let in_doubt = std::mem::replace(&mut state.in_doubt, true);
         blocking(move || {
-            if frozen.is_empty() { thaw_mounted(&*filesystems) } else { thaw_held(&*filesystems, &frozen) }
+            if frozen.is_empty() || in_doubt {
+                thaw_mounted(&*filesystems).and(thaw_held(&*filesystems, &frozen))
+            } else {
+                thaw_held(&*filesystems, &frozen)
+            }
         })
-        .await
+        .await?;
+        state.in_doubt = false;
+        Ok(())
     }
 
     async fn expire(self, until: Instant) {
@@ -585,6 +606,22 @@ mod tests {
         assert!(!freezer.filesystems.is_frozen("/"));
         freezer.filesystems.fail("open /in", Errno::NOENT);
         freezer.thaw().await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn its_own_is_thawed_without_asking_for_more_unless_that_failed_before() {
+        let freezer = Imagined::with(TWO);
+        freezer.filesystems.fail("thaw /", Errno::IO);
+        freezer.thaw_own().await.unwrap();
+        freezer.freeze().await.unwrap();
+        freezer.thaw_own().await.unwrap_err();
+        assert!(freezer.filesystems.is_frozen("/"));
+        freezer.filesystems.failing.lock().unwrap().clear();
+        freezer.thaw_own().await.unwrap();
+        assert!(!freezer.filesystems.is_frozen("/"));
+        freezer.filesystems.asked();
+        freezer.thaw_own().await.unwrap();
+        assert_eq!(freezer.filesystems.asked(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]

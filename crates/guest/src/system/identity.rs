@@ -6,8 +6,10 @@
 //!
 //! What every computer gets of its own:
 //!
-//! * the random pool, the clock, the host name (the kernel's, `/etc/hostname`, `/etc/hosts`): here. Programs
-//!   ask the kernel for the name; a shell that runs already goes on showing the old one in its prompt.
+//! * the random pool, the clock, the host name: here. Programs ask the kernel for the name, and the resolver
+//!   of the image does so too (`nss-myhostname`); `/etc/hostname` is a link to the kernel's word. So there is no
+//!   file to write, which would cost a computer that has just begun more than everything else here. A shell
+//!   that runs already goes on showing the old name in its prompt.
 //! * the machine id: here. D-Bus has no other: its file is a link to this one.
 //! * SSH host keys: removed here when the machine id changes; the image makes new ones when sshd starts.
 //!
@@ -22,12 +24,12 @@
 //!   meet on one bus. The journal goes on under its old name, and is found under the new one too; an sshd is
 //!   started anew by [`restart_sshd`].
 //!
-//! Files are replaced by rename and only when they change. They are not flushed: this happens again after
-//! every boot.
+//! Files are written only when they change. They are not flushed: this happens again after every boot.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
+    fs,
+    io::{self, Read},
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -228,33 +230,24 @@ fn set_clock(clock: WallClock) -> io::Result<()> {
     Ok(())
 }
 
+/// For images that keep the name in a file of their own. Ours has a link there, which says the name already.
 fn write_hostname(etc: &Path, name: &str) -> Result<(), IdentityError> {
     replace(&etc.join("hostname"), &format!("{name}\n"))?;
     let path = etc.join("hosts");
-    let hosts = match fs::read_to_string(&path) {
-        Ok(hosts) => hosts,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => "127.0.0.1\tlocalhost\n".to_owned(),
-        Err(source) => return Err(IdentityError::Write { path, source }),
-    };
-    replace(&path, &hosts_with(&hosts, name))
+    match fs::read_to_string(&path) {
+        Ok(hosts) => replace(&path, &hosts_with(&hosts, name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(IdentityError::Write { path, source }),
+    }
 }
 
-/// The convention of Debian: 127.0.1.1 is the host's own name.
+/// The convention of Debian: 127.0.1.1 is the host's own name, where the resolver has it from this file.
 fn hosts_with(hosts: &str, name: &str) -> String {
     let own = format!("127.0.1.1\t{name}");
-    let mut found = false;
-    let mut lines = Vec::new();
-    for line in hosts.lines() {
-        if line.split_whitespace().next() != Some("127.0.1.1") {
-            lines.push(line);
-        } else if !found {
-            found = true;
-            lines.push(&own);
-        }
-    }
-    if !found {
-        lines.push(&own);
-    }
+    let is_own = |line: &&str| line.split_whitespace().next() == Some("127.0.1.1");
+    let Some(place) = hosts.lines().position(|line| is_own(&line)) else { return hosts.to_owned() };
+    let mut lines: Vec<&str> = hosts.lines().filter(|line| !is_own(line)).collect();
+    lines.insert(place, &own);
     lines.join("\n") + "\n"
 }
 
@@ -308,7 +301,10 @@ fn remove_host_keys(directory: &Path) -> Result<(), IdentityError> {
 
 fn write_machine_id(root: &Path, id: &str) -> Result<(), IdentityError> {
     let text = format!("{id}\n");
-    replace(&root.join("etc/machine-id"), &text)?;
+    let path = root.join("etc/machine-id");
+    if !overwrite(&path, &text).unwrap_or(false) {
+        replace(&path, &text)?;
+    }
     // Normally D-Bus has a link to the other, and then nothing is left to do. systemd's is there when it could
     // not write the other at boot.
     for copy in ["var/lib/dbus/machine-id", "run/machine-id"] {
@@ -321,6 +317,21 @@ fn write_machine_id(root: &Path, id: &str) -> Result<(), IdentityError> {
         }
     }
     Ok(())
+}
+
+/// Writes over a file of the same length, which takes a fraction of what a new file takes. It is less than a page, so
+/// no reader and no crash finds half of it. False: it has another length.
+fn overwrite(path: &Path, text: &str) -> io::Result<bool> {
+    let mut old = String::new();
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+    file.read_to_string(&mut old)?;
+    if old.len() != text.len() {
+        return Ok(false);
+    }
+    if old != text {
+        file.write_all_at(text.as_bytes(), 0)?;
+    }
+    Ok(true)
 }
 
 /// Puts a world-readable file in place of another, unless it says the same already.
@@ -349,11 +360,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_name_is_replaced_once_or_added() {
+    fn the_own_name_is_replaced_where_it_is_kept() {
         let with = |hosts| hosts_with(hosts, "fox");
-        assert_eq!(with("127.0.0.1 localhost\n"), "127.0.0.1 localhost\n127.0.1.1\tfox\n");
-        assert_eq!(with("127.0.1.1 old.example old\n::1 x\n127.0.1.1 more\n"), "127.0.1.1\tfox\n::1 x\n");
-        assert_eq!(with(""), "127.0.1.1\tfox\n");
+        assert_eq!(with("127.0.0.1 localhost\n"), "127.0.0.1 localhost\n");
+        assert_eq!(
+            with("::1 y\n127.0.1.1 old.example old\n::1 x\n127.0.1.1 more\n"),
+            "::1 y\n127.0.1.1\tfox\n::1 x\n"
+        );
+        assert_eq!(with(""), "");
+    }
+
+    #[test]
+    fn a_machine_id_is_written_over_another_but_not_into_a_file_of_another_length() {
+        let root = root_with(&[("etc/machine-id", &format!("{OLD}\n"))]);
+        let path = root.path().join("etc/machine-id");
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let before = inode(&path);
+        write_machine_id(root.path(), NEW).unwrap();
+        assert_eq!((fs::read_to_string(&path).unwrap(), inode(&path)), (format!("{NEW}\n"), before));
+        fs::write(&path, "uninitialized\n").unwrap();
+        write_machine_id(root.path(), OLD).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{OLD}\n"));
+        assert_ne!(inode(&path), before);
     }
 
     #[test]
@@ -396,6 +424,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/machine-id", root.path().join("var/lib/dbus/machine-id")).unwrap();
         let id = "0123456789abcdef0123456789abcdef";
         write_machine_id(root.path(), id).unwrap();
+        fs::write(root.path().join("etc/hosts"), "127.0.0.1\tlocalhost\n127.0.1.1\told\n").unwrap();
         write_hostname(&root.path().join("etc"), "fox").unwrap();
         let read = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
         assert_eq!(read("etc/machine-id"), format!("{id}\n"));

@@ -86,7 +86,7 @@ impl System for SystemService {
         to_its_end(async move {
             let _changing = changing;
             // Every restore begins with this call, and the guest may have been saved while it was frozen.
-            freezer.thaw().await?;
+            freezer.thaw_own().await?;
             if blocking(move || identity.assume()).await? == Became::Another {
                 // Not waited for: nobody who is let in now needs it.
                 tokio::spawn(identity::restart_sshd());

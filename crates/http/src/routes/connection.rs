@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::{Query, RawBody, Target, body_of, path_id};
+use crate::extract::{Auth, Query, RawBody, Target, body_of, path_id};
 
 pub(crate) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -60,8 +60,13 @@ async fn stream_token(
 async fn embed(
     State(app): State<App>,
     Target(record): Target,
+    Auth(caller): Auth,
     Query(query): Query<EmbedQuery>,
 ) -> Result<Json<Embed>, Refusal> {
+    if query.view_only != Some(true) {
+        // Its token drives the computer.
+        app.control.get(&caller, record.id).await?;
+    }
     Ok(Json(app.control.embed_desktop(&record, &query)?))
 }
 

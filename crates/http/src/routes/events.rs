@@ -29,12 +29,13 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 async fn of_computer(
     State(app): State<App>,
     Listened(record): Listened,
+    Listener(caller): Listener,
     headers: HeaderMap,
     Query(query): Query<ComputerStreamQuery>,
 ) -> Result<impl IntoResponse, Refusal> {
     let after = last_event_id(&headers, query.last_event_id);
     let frames = app.control.computer_events(record.id, query.types.as_deref(), after.as_deref()).await?;
-    Ok(sse::respond(wire(frames)))
+    Ok(sse::respond(wire(app.control.while_allowed(caller, frames))))
 }
 
 /// Follow everything that happens in the caller's tenant, as server-sent events
@@ -52,7 +53,7 @@ async fn all(
     let after = last_event_id(&headers, query.last_event_id);
     let (types, scope) = (query.types.as_deref(), query.scope.as_deref());
     let frames = app.control.tenant_events(&caller, types, scope, after.as_deref()).await?;
-    Ok(sse::respond(wire(frames)))
+    Ok(sse::respond(wire(app.control.while_allowed(caller, frames))))
 }
 
 /// The same under another name

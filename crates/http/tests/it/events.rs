@@ -23,7 +23,7 @@ async fn emit(server: &Server, scope: &EventScope) {
 
 async fn scope(server: &Server) -> EventScope {
     let tenant = server.store.home().await.unwrap().tenant;
-    EventScope { tenant, workspace: None, computer: None, external_user: None }
+    EventScope::tenant(tenant)
 }
 
 #[tokio::test]

@@ -19,4 +19,5 @@ mod preview;
 mod programs;
 mod snapshots;
 mod support;
+mod tenancy;
 mod webhooks;

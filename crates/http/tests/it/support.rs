@@ -139,8 +139,16 @@ impl Server {
 
     /// Opens an event stream with the server's key.
     pub async fn listen(&self, path: &str, last_event_id: Option<&str>) -> Listening {
+        self.listen_from(&self.key, path, last_event_id).await
+    }
+
+    pub async fn listen_as(&self, key: &str, path: &str) -> Listening {
+        self.listen_from(key, path, None).await
+    }
+
+    async fn listen_from(&self, key: &str, path: &str, last_event_id: Option<&str>) -> Listening {
         let mut request = Request::get(format!("/api/v1{path}"));
-        request = request.header("authorization", format!("Bearer {}", self.key));
+        request = request.header("authorization", format!("Bearer {key}"));
         if let Some(id) = last_event_id {
             request = request.header("last-event-id", id);
         }
