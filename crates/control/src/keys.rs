@@ -246,6 +246,9 @@ impl Control {
         if let Some(scopes) = &scopes {
             self.may_hold(caller, key, scopes).await?;
         }
+        if request.status == Some(KeyStatus::Disabled) {
+            self.leaves_an_operator(key).await?;
+        }
         let change =
             KeyChange { name: name.map(str::to_owned), scopes, status: request.status, secret: None };
         let changed = self.inner.store.change_key(key.tenant, key.id, &change).await?;
@@ -282,10 +285,31 @@ impl Control {
     }
 
     pub async fn delete_key(&self, key: &KeyRecord) -> Result<(), Failure> {
+        self.leaves_an_operator(key).await?;
         let deleted = self.inner.store.delete_key(key.tenant, key.id).await?;
         self.inner.callers.changed();
         tracing::info!(key = %key.id, "API key deleted");
         if deleted { Ok(()) } else { Err(Denied::NotFound.about("API key")) }
+    }
+
+    /// 409 for the last key with which the server can be operated: nobody could make another.
+    async fn leaves_an_operator(&self, key: &KeyRecord) -> Result<(), Failure> {
+        let home = self.inner.home.tenant;
+        if key.tenant != home || key.kind != KeyKind::Admin || key.status == KeyStatus::Disabled {
+            return Ok(());
+        }
+        let keys = self.inner.store.keys(home, None, KeyForm::Key).await?;
+        let lasts = |other: &KeyRecord| {
+            other.id != key.id
+                && other.kind == KeyKind::Admin
+                && other.status == KeyStatus::Active
+                && other.expires_at.is_none()
+        };
+        if keys.iter().any(lasts) || key.expires_at.is_some() {
+            return Ok(());
+        }
+        let message = "this is the last admin key of the server that does not expire; make another one first";
+        Err(Failure::new(ErrorCode::ResourceState, message))
     }
 
     pub async fn delete_key_of(

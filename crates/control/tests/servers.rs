@@ -14,8 +14,8 @@ use futures_util::StreamExt;
 use roost_api::{ComputerId, CreateComputer, ErrorCode, Size, Status};
 use roost_control::status::status;
 use roost_control::{
-    Caller, Config, Control, CreditConfig, EventRetention, PublicUrls, SealKey, Sharing, Step, StepHook,
-    StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
+    Caller, Config, Control, CreditConfig, EventRetention, KeyForm, PublicUrls, SealKey, Sharing, Step,
+    StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
@@ -311,4 +311,23 @@ fn a_server_whose_process_ended_is_followed_at_the_start_of_the_next() {
     if locks.exists() {
         assert!(std::fs::read_dir(&locks).unwrap().count() <= 1, "the file of the ended server is left");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_ends_at_one_ends_its_streams_at_the_other() {
+    let Some(host) = Host::new().await else { return };
+    let (a, b) = (host.server(FOR_EVER, None).await, host.server(FOR_EVER, None).await);
+    let events = b.tenant_events(&host.caller, None, None, None).await.unwrap();
+    let mut events = Box::pin(b.while_allowed(host.caller.clone(), events));
+    let id = host.begin(&a).await;
+    assert_eq!(events.next().await.unwrap().kind, "computer.created");
+    // The last one would stay.
+    let store = host.database.store().await;
+    let other = store.home().await.unwrap().new_key("another");
+    store.insert_key(&other).await.unwrap();
+    let key = a.key(&host.caller, &host.caller.key.to_string(), KeyForm::Key).await.unwrap();
+    a.delete_key(&key).await.unwrap();
+    // What happened before may still come; then it is over, although the computer goes on.
+    while events.next().await.is_some() {}
+    until(&a, id, Status::Running).await;
 }

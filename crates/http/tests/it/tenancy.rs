@@ -549,6 +549,12 @@ async fn keys_hold_as_long_and_as_far_as_they_say() {
     assert_eq!(server.delete(&key).await.0, 200);
     assert_eq!(status(&rotated, Method::GET, &path).await, refused(401, "invalid_token"));
     assert_eq!(code(&server.delete(&key).await), (404, "NOT_FOUND"));
+    // One key is left with which the server can be operated.
+    let own = text(&server.get("/whoami").await.1["data"]["key_id"]);
+    let own = format!("/api-keys/{own}");
+    assert_eq!(code(&server.delete(&own).await), (409, "RESOURCE_STATE"));
+    let disabled = server.call(Method::PATCH, &own, json!({ "status": "disabled" })).await;
+    assert_eq!(code(&disabled), (409, "RESOURCE_STATE"));
     // A member's keys are theirs and the administrators'.
     let (_, member) = server.user("member", "member").await;
     let (mine, _) = made(json!({ "name": "mine" })).await;

@@ -231,3 +231,48 @@ async fn what_cannot_be_is_refused() {
         roost_control::Outbound::check(&Outgoing::new(Reach::Public).unwrap(), "https://127.0.0.1/").is_err()
     );
 }
+
+/// Whoever makes a webhook is told of what they may see, and of nothing else.
+#[tokio::test]
+async fn a_confined_webhook_is_told_of_nothing_outside() {
+    let server = Server::new().await;
+    let mut receiver = Receiver::new().await;
+    let make = async |workspace: &str| {
+        let body = json!({ "name": "box", "template_type": "miosa-desktop", "workspace_slug": workspace });
+        let (status, computer) = server.post("/computers?wait=true", body).await;
+        assert_eq!(status, 201, "{computer}");
+        computer
+    };
+    let (inside, outside) = (make("inside").await, make("outside").await);
+    let (_, made) = server.post("/api-keys", json!({ "workspace_id": inside["workspace_id"] })).await;
+    let confined = made["data"]["key"].as_str().unwrap().to_owned();
+    let (_, made) = server.post("/api-keys", json!({ "workspace_id": outside["workspace_id"] })).await;
+    let other = made["data"]["key"].as_str().unwrap().to_owned();
+    let hook = json!({ "url": receiver.url, "events": ["computer.stopped"] }).to_string();
+    let created = server.send(Method::POST, "/webhooks", Some(&confined), &[], &hook).await;
+    assert_eq!(created.status, 201, "{}", created.body);
+    let path = format!("/webhooks/{}", created.json()["data"]["id"].as_str().unwrap());
+    for (key, status) in [(&confined, 200), (&other, 403), (&server.key, 200)] {
+        assert_eq!(server.send(Method::GET, &path, Some(key), &[], "").await.status, status);
+    }
+    for computer in [&outside, &inside] {
+        let id = computer["id"].as_str().unwrap();
+        assert_eq!(server.post(&format!("/computers/{id}/stop"), json!({})).await.0, 200);
+    }
+    // The one outside stopped first, and was none of its business.
+    assert_eq!(receiver.next().await.1["computer_id"], inside["id"]);
+
+    // A member is told of a workspace of theirs, and of no whole tenant.
+    let tenant = inside["tenant_id"].as_str().unwrap();
+    let (_, user) = server.post(&format!("/admin/tenants/{tenant}/users"), json!({ "name": "m" })).await;
+    let key = json!({ "user_id": user["data"]["id"] });
+    let (_, member) = server.post(&format!("/admin/tenants/{tenant}/keys"), key).await;
+    let member = member["data"]["key"].as_str().unwrap();
+    let refused = server.send(Method::POST, "/webhooks", Some(member), &[], &hook).await;
+    assert_eq!((refused.status, &refused.json()["code"]), (403, &json!("FORBIDDEN")));
+
+    // It goes with its workspace.
+    let workspace = format!("/workspaces/{}", inside["workspace_id"].as_str().unwrap());
+    assert_eq!(server.delete(&workspace).await.0, 200);
+    assert_eq!(server.get(&path).await.0, 404);
+}
