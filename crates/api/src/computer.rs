@@ -209,6 +209,22 @@ pub struct CreateComputer {
     pub fail_fast: Option<bool>,
 }
 
+/// Body of `POST /computers/{id}/start`.
+#[derive(Clone, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct StartComputer {
+    /// Environment variables beside the computer's own, until its next start.
+    pub env: Option<BTreeMap<String, String>>,
+}
+
+// Values are secrets: what is printed of a request does not have them.
+impl std::fmt::Debug for StartComputer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names = self.env.as_ref().map(|env| env.keys().collect::<Vec<_>>());
+        f.debug_struct("StartComputer").field("names", &names).finish_non_exhaustive()
+    }
+}
+
 /// Query of `POST /computers`.
 #[derive(Debug, Clone, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -347,20 +363,6 @@ pub struct Readiness {
     pub ready: bool,
     pub status: Status,
     pub state: String,
-}
-
-/// Answer of `GET /computers/{id}/logs`: the newest lines of the guest's serial console.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct ConsoleLines {
-    pub computer_id: ComputerId,
-    pub lines: Vec<String>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-pub struct ConsoleQuery {
-    /// How many of the newest lines, 1 to 1000 (100).
-    pub lines: Option<u32>,
 }
 
 /// Answer of `GET /health`.

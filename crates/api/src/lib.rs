@@ -12,6 +12,7 @@ mod error;
 mod event;
 mod exec;
 mod id;
+mod logs;
 mod metrics;
 mod numbers;
 mod port;
@@ -31,8 +32,8 @@ pub use catalog::{
     TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
 };
 pub use computer::{
-    Computer, ComputerList, ConsoleLines, ConsoleQuery, CreateComputer, CreateQuery, Deleted, Health,
-    ListComputers, Order, PageMeta, Readiness, Status, UpdateComputer, Visibility,
+    Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health, ListComputers, Order, PageMeta,
+    Readiness, StartComputer, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,
@@ -59,6 +60,7 @@ pub use id::{
     ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
     TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
 };
+pub use logs::{LogEntry, LogStream, Logs, LogsQuery};
 pub use metrics::{MetricPoint, Metrics, MetricsQuery};
 pub use port::{
     ChangePort, ExposePort, NotAPort, Port, PortAccess, PortAccessRequest, PortDeleted, PortList, PortNumber,

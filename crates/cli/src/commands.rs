@@ -6,11 +6,12 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use clap::Args;
 use reqwest::Method;
-use roost_api::{Computer, ComputerUrls, ConsoleLines, Deleted, Status, StreamToken};
+use roost_api::{Computer, ComputerUrls, Deleted, LogEntry, Logs, Status, StreamToken};
 use serde_json::json;
 
 use crate::client::Client;
 use crate::output::{print_json, print_line, progress, table};
+use crate::stream::Stream;
 
 #[derive(Debug, Args)]
 pub(crate) struct NameArg {
@@ -81,6 +82,18 @@ pub(crate) struct LogsArgs {
     /// How many lines
     #[arg(short = 'n', long, default_value_t = 100)]
     lines: u32,
+    /// Go on with what comes
+    #[arg(short, long)]
+    follow: bool,
+    /// Nothing from before: a time such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// console, services or all
+    #[arg(long, default_value = "all")]
+    source: String,
+    /// Only what this service has logged
+    #[arg(long, value_name = "NAME")]
+    service: Option<String>,
 }
 
 pub(crate) async fn create(client: &Client, args: CreateArgs, json: bool) -> anyhow::Result<()> {
@@ -218,12 +231,40 @@ pub(crate) async fn open(client: &Client, args: &OpenArgs, json: bool) -> anyhow
 
 pub(crate) async fn logs(client: &Client, args: &LogsArgs, json: bool) -> anyhow::Result<()> {
     let computer = client.find(&args.name).await?;
-    let path = format!("/computers/{}/logs?lines={}", computer.id, args.lines);
-    let console: ConsoleLines = client.call(Method::GET, &path, None).await?;
-    if json {
-        return print_json(&console);
+    let mut query = reqwest::Url::parse("http://localhost/")?;
+    query.query_pairs_mut().append_pair("lines", &args.lines.to_string()).append_pair("source", &args.source);
+    for (name, value) in [("since", &args.since), ("service", &args.service)] {
+        if let Some(value) = value {
+            query.query_pairs_mut().append_pair(name, value);
+        }
     }
-    console.lines.iter().try_for_each(|line| print_line(line))
+    let query = query.query().unwrap_or_default();
+    let path = format!("/computers/{}/logs", computer.id);
+    if !args.follow {
+        let logs: Logs = client.call(Method::GET, &format!("{path}?{query}"), None).await?;
+        if json {
+            return print_json(&logs);
+        }
+        return logs.entries.iter().try_for_each(|entry| print_line(&log_line(entry)));
+    }
+    let mut entries = Stream::open(client, &format!("{path}/stream?{query}")).await?;
+    while let Some(entry) = entries.next().await? {
+        // One a line, also as JSON: whoever reads it does not wait for an end.
+        if json {
+            print_line(&entry.to_string())?;
+        } else {
+            print_line(&log_line(&serde_json::from_value(entry)?))?;
+        }
+    }
+    Ok(())
+}
+
+fn log_line(entry: &LogEntry) -> String {
+    let time = entry.timestamp.map(|at| format!("{at} ")).unwrap_or_default();
+    match &entry.service {
+        Some(service) => format!("{time}{service}: {}", entry.line),
+        None => format!("{time}{}", entry.line),
+    }
 }
 
 pub(crate) fn print_computer(computer: &Computer, json: bool) -> anyhow::Result<()> {

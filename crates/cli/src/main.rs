@@ -10,6 +10,7 @@ mod image;
 mod machine;
 mod metering;
 mod output;
+mod seal;
 mod serve;
 mod snapshot;
 mod stream;
@@ -72,7 +73,7 @@ enum Command {
     Screenshot(commands::ScreenshotArgs),
     /// Print the link of a computer's desktop, and open it in a browser where there is one
     Open(commands::OpenArgs),
-    /// Show the newest lines of a computer's console
+    /// Show what a computer's console and services said, or follow it with -f
     Logs(commands::LogsArgs),
     /// Show CPU and memory of a computer over time
     Metrics(metering::MetricsArgs),
@@ -95,6 +96,8 @@ enum Command {
     Workspace(tenancy::WorkspaceCommand),
     /// Run the server
     Serve(serve::ServeArgs),
+    /// Seal every secret in the database with a new key, while no server runs
+    RotateSealKey(seal::RotateArgs),
     /// Build and list the templates that computers start from
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -185,6 +188,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Key(command) => tenancy::key(&client()?, &command, json).await?,
         Command::Workspace(command) => tenancy::workspace(&client()?, &command, json).await?,
         Command::Serve(args) => serve::serve(args).await?,
+        Command::RotateSealKey(args) => seal::rotate(args, json).await?,
         Command::Doctor(args) => return doctor::doctor(&args, json).await,
         Command::Image(_) | Command::Openapi | Command::Machine(_) => {
             anyhow::bail!("this command does not run here")

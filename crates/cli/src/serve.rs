@@ -14,8 +14,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
 use roost_api::{MicroCredits, NotARegion, Price, Prices, RegionName, Size};
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, Regions, SealKey, Sharing, StreamKey,
-    Templates,
+    Config, Control, CreditConfig, EventRetention, NoHook, PublicUrls, Regions, Sharing, StreamKey, Templates,
 };
 use roost_http::{App, Origin, Outgoing, RateLimit, Reach};
 use roost_image::DESKTOP;
@@ -161,7 +160,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         accelerator: verdict.accelerator,
         network: NetworkSpec { allow: args.allow_networks },
         stream_key: StreamKey::load(&keys.join("stream.key")).context("failed to read keys/stream.key")?,
-        seal_key: SealKey::load(&keys.join("seal.key")).context("failed to read keys/seal.key")?,
+        seal_key: crate::seal::keys(&data)?,
         disk_directories,
         events: EventRetention {
             age: Duration::from_secs(u64::from(args.event_days) * 86_400),
@@ -293,7 +292,7 @@ fn make_region_directory(name: &RegionName, directory: &Utf8Path) -> anyhow::Res
 }
 
 /// Two servers on one data directory would run every workflow twice, unless one database tells them apart.
-fn lock(data: &Utf8Path, shared: bool) -> anyhow::Result<File> {
+pub(crate) fn lock(data: &Utf8Path, shared: bool) -> anyhow::Result<File> {
     let path = data.join("server.lock");
     let mut file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
     let operation = match shared {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use roost_api::{
     ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, Order, PageMeta,
-    Size, Status, UpdateComputer, Visibility,
+    Size, StartComputer, Status, UpdateComputer, Visibility,
 };
 use roost_store::{
-    Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, Observed, WorkflowKind,
+    Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, NewVariable, WorkflowKind,
 };
 use serde_json::{Map, Value};
 
@@ -227,15 +227,31 @@ impl Control {
     /// Starts a stopped or failed computer and returns when it runs. One that is already on its way is
     /// waited for.
     pub async fn start_computer(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
+        self.start_with(id, StartComputer::default()).await
+    }
+
+    /// The same with variables that it has until its next start.
+    pub async fn start_with(
+        &self,
+        id: ComputerId,
+        request: StartComputer,
+    ) -> Result<ComputerRecord, Failure> {
         let record = self.record(id).await?;
+        let env = self.start_variables(&record, &request.env.unwrap_or_default()).await?;
         let handle = match status(&record) {
+            Status::Provisioning | Status::Starting if !env.is_empty() => {
+                let message = "the computer is starting already; variables are given with the request that begins a \
+                               start, or kept with POST /env";
+                return Err(Failure::new(ErrorCode::InvalidState, message));
+            }
             Status::Provisioning | Status::Starting => self.handle(id).await?,
             now => {
                 if matches!(now, Status::Stopped | Status::Error) {
                     self.require_credits(record.tenant_id).await?;
                     self.admit(&record.region, Start::Booted).await?;
                 }
-                Some(self.begin(id, WorkflowKind::Start, &[Status::Stopped, Status::Error], "started").await?)
+                let allowed = [Status::Stopped, Status::Error];
+                Some(self.begin(id, WorkflowKind::Start, &env, &allowed, "started").await?)
             }
         };
         if let Some(handle) = handle {
@@ -246,7 +262,7 @@ impl Control {
 
     /// Saves the computer's memory beside its disk and returns when it is off. Where that is refused it runs on.
     pub async fn stop(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
-        let handle = self.begin(id, WorkflowKind::Stop, &[Status::Running], "stopped").await?;
+        let handle = self.begin(id, WorkflowKind::Stop, &[], &[Status::Running], "stopped").await?;
         handle.ended().await.map_err(|error| match error.code {
             ErrorCode::ResourceState | ErrorCode::NoReadyMachine => {
                 let message = format!("the computer could not be stopped and runs on: {error}");
@@ -259,7 +275,7 @@ impl Control {
 
     /// Reboots the computer and returns when it runs again.
     pub async fn restart(&self, id: ComputerId) -> Result<ComputerRecord, Failure> {
-        let handle = self.begin(id, WorkflowKind::Restart, &[Status::Running], "restarted").await?;
+        let handle = self.begin(id, WorkflowKind::Restart, &[], &[Status::Running], "restarted").await?;
         handle.ended().await.map_err(start_failure)?;
         self.record(id).await
     }
@@ -313,16 +329,6 @@ impl Control {
         Ok(())
     }
 
-    /// The newest console lines; those of the failure when the computer failed.
-    pub async fn console(&self, record: &ComputerRecord, lines: usize) -> Result<Vec<String>, Failure> {
-        let live = self.inner.regions.of(&record.region)?.console(record.id, lines).await?;
-        if !live.is_empty() || record.observed != Observed::Failed {
-            return Ok(live);
-        }
-        let kept = &record.failure_console;
-        Ok(kept[kept.len().saturating_sub(lines)..].to_vec())
-    }
-
     /// Waits until the computer's row or its machine changes, then looks again, until `done` says so.
     pub async fn wait_until(
         &self,
@@ -349,11 +355,12 @@ impl Control {
         &self,
         id: ComputerId,
         kind: WorkflowKind,
+        env: &[NewVariable],
         allowed: &[Status],
         verb: &str,
     ) -> Result<Handle, Failure> {
         loop {
-            let begun = self.inner.store.begin_workflow(id, kind, None, |record| {
+            let begun = self.inner.store.begin_workflow_with(id, kind, None, env, |record| {
                 if record.intended.is_some_and(WorkflowKind::is_brief) {
                     return Err(None);
                 }

@@ -79,7 +79,7 @@ impl Control {
         if_missing: IfMissing,
     ) -> Result<VariableSet, Failure> {
         let value = value.ok_or_else(|| ApiError::new(ErrorCode::MissingParam, "value is required"))?;
-        let mut all = self.plain(record.tenant_id, record.id).await?.variables;
+        let mut all = self.kept(record.tenant_id, record.id).await?;
         if if_missing == IfMissing::Leave && !all.contains_key(&name) {
             return Ok(VariableSet::Missing);
         }
@@ -116,7 +116,7 @@ impl Control {
         computer: ComputerId,
         set: &BTreeMap<String, String>,
     ) -> Result<Vec<NewVariable>, Failure> {
-        let mut variables = self.plain(tenant, source).await?.variables;
+        let mut variables = self.kept(tenant, source).await?;
         variables.extend(set.clone());
         self.new_variables(tenant, computer, &variables)
     }
@@ -146,23 +146,75 @@ impl Control {
         })
     }
 
+    /// What the guest is to have now.
     async fn plain(&self, tenant: TenantId, computer: ComputerId) -> Result<Environment, Failure> {
         let Some(env) = self.inner.store.env(computer).await? else {
             return Ok(Environment { version: 0, variables: BTreeMap::new() });
         };
-        let mut variables = BTreeMap::new();
-        for VariableRecord { name, value, .. } in env.variables {
-            let plain = self.inner.config.seal_key.open(&context(tenant, computer, &name), &value);
-            let plain = plain.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
-                let what = format!(
-                    "the variable {name:?} of computer {computer} cannot be decrypted: is keys/seal.key the one it \
-                     was written with? restore that key, or delete the variable"
-                );
-                Failure::internal(std::io::Error::other(what))
-            })?;
+        let mut variables = self.opened(tenant, computer, env.variables)?;
+        for NewVariable { name, value } in env.of_start {
+            let plain =
+                self.open_variable(&start_context(tenant, computer, &name), computer, &name, &value)?;
             variables.insert(name, plain);
         }
         Ok(Environment { version: env.version, variables })
+    }
+
+    /// What it has at every start.
+    async fn kept(
+        &self,
+        tenant: TenantId,
+        computer: ComputerId,
+    ) -> Result<BTreeMap<String, String>, Failure> {
+        let env = self.inner.store.env(computer).await?;
+        self.opened(tenant, computer, env.map(|env| env.variables).unwrap_or_default())
+    }
+
+    fn opened(
+        &self,
+        tenant: TenantId,
+        computer: ComputerId,
+        sealed: Vec<VariableRecord>,
+    ) -> Result<BTreeMap<String, String>, Failure> {
+        let opened = sealed.into_iter().map(|VariableRecord { name, value, .. }| {
+            let plain = self.open_variable(&context(tenant, computer, &name), computer, &name, &value)?;
+            Ok((name, plain))
+        });
+        opened.collect()
+    }
+
+    fn open_variable(
+        &self,
+        context: &str,
+        computer: ComputerId,
+        name: &str,
+        sealed: &str,
+    ) -> Result<String, Failure> {
+        let plain = self.inner.config.seal_key.open(context, sealed);
+        plain.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
+            let what = format!(
+                "the variable {name:?} of computer {computer} cannot be decrypted: is keys/seal.key the one it \
+                 was written with? restore that key, or delete the variable"
+            );
+            Failure::internal(std::io::Error::other(what))
+        })
+    }
+
+    /// Variables that are given with a start, sealed.
+    pub(crate) async fn start_variables(
+        &self,
+        record: &ComputerRecord,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Vec<NewVariable>, Failure> {
+        let mut all = self.kept(record.tenant_id, record.id).await?;
+        all.extend(variables.clone());
+        check(&all)?;
+        let sealed = variables.iter().map(|(name, value)| {
+            let context = start_context(record.tenant_id, record.id, name);
+            let value = self.inner.config.seal_key.seal(&context, value.as_bytes())?;
+            Ok(NewVariable { name: name.clone(), value })
+        });
+        sealed.collect()
     }
 
     fn seal(
@@ -176,8 +228,13 @@ impl Control {
     }
 }
 
+/// The same for one that holds until the next start.
+pub(crate) fn start_context(tenant: TenantId, computer: ComputerId, name: &str) -> String {
+    format!("start-env/{tenant}/{computer}/{name}")
+}
+
 /// A value opens only as this variable of this computer.
-fn context(tenant: TenantId, computer: ComputerId, name: &str) -> String {
+pub(crate) fn context(tenant: TenantId, computer: ComputerId, name: &str) -> String {
     format!("env/{tenant}/{computer}/{name}")
 }
 

@@ -158,7 +158,7 @@ fn unfinished(now: Timestamp, since: Timestamp) -> Failure {
     ApiError::new(ErrorCode::IdempotencyInProgress, message).retry_after_ms(2000).into()
 }
 
-fn context(id: &str) -> String {
+pub(crate) fn context(id: &str) -> String {
     format!("idempotent request {id}")
 }
 

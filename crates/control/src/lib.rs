@@ -37,6 +37,7 @@ mod keyfile;
 mod keys;
 mod keysyms;
 mod layers;
+mod logs;
 mod metrics;
 mod moves;
 mod observer;
@@ -45,6 +46,7 @@ mod ports;
 mod preview;
 mod regions;
 mod retention;
+mod rotate;
 mod seal;
 mod servers;
 mod shares;
@@ -87,7 +89,8 @@ pub use roost_store::{
     Caller, ComputerRecord, EventScope, KeyForm, KeyRecord, ProjectRecord, SnapshotRecord, TenantRecord,
     UserRecord, WebhookRecord, WorkspaceRecord, status,
 };
-pub use seal::SealKey;
+pub use rotate::{Resealed, reseal};
+pub use seal::{NotSealKeys, SealKey};
 pub use servers::Sharing;
 pub use snapshot_files::{Chunks, Download};
 pub use snapshots::Restored;

@@ -429,7 +429,7 @@ fn later(now: Timestamp, by: Duration) -> Timestamp {
     Timestamp::from_micros(now.as_micros().saturating_add(by)).unwrap_or(now)
 }
 
-fn context(what: &str, id: WebhookId) -> String {
+pub(crate) fn context(what: &str, id: WebhookId) -> String {
     format!("webhook {what} {id}")
 }
 

@@ -10,6 +10,7 @@
 //! | `process` | commands: start, stream, signal, end |
 //! | `desktop` | pixels, pointer and keyboard of the X display |
 //! | `tunnel` | byte streams into the guest |
+//! | `logs` | what services have logged |
 //! | `apps` | desktop programs: which there are, installing and starting them |
 //!
 //! One thread serves all calls: they wait for other programs nearly all the time, and a second thread costs
@@ -21,6 +22,7 @@
 mod apps;
 mod descriptor;
 mod desktop;
+mod logs;
 mod process;
 mod services;
 mod system;

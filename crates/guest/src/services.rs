@@ -4,14 +4,14 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 
 use hyper::body::Incoming;
 use roost_guest_proto::v1::{
-    apps_server::AppsServer, desktop_server::DesktopServer, process_server::ProcessServer,
-    system_server::SystemServer, tunnel_server::TunnelServer,
+    apps_server::AppsServer, desktop_server::DesktopServer, logs_server::LogsServer,
+    process_server::ProcessServer, system_server::SystemServer, tunnel_server::TunnelServer,
 };
 use tonic::{body::Body, codegen::Service, server::NamedService};
 
 use crate::{
-    apps::AppsService, desktop::DesktopService, process::ProcessService, system::SystemService,
-    tunnel::TunnelService,
+    apps::AppsService, desktop::DesktopService, logs::LogsService, process::ProcessService,
+    system::SystemService, tunnel::TunnelService,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
@@ -23,6 +23,7 @@ pub(crate) struct Services {
     desktop: DesktopServer<DesktopService>,
     tunnel: TunnelServer<TunnelService>,
     apps: AppsServer<AppsService>,
+    logs: LogsServer<LogsService>,
 }
 
 impl Services {
@@ -39,6 +40,7 @@ impl Services {
             desktop: DesktopServer::new(desktop),
             tunnel: TunnelServer::new(tunnel),
             apps: AppsServer::new(apps),
+            logs: LogsServer::new(LogsService),
         }
     }
 }
@@ -56,6 +58,7 @@ impl hyper::service::Service<http::Request<Incoming>> for Services {
             DesktopServer::<DesktopService>::NAME => answer(self.desktop.clone(), request),
             TunnelServer::<TunnelService>::NAME => answer(self.tunnel.clone(), request),
             AppsServer::<AppsService>::NAME => answer(self.apps.clone(), request),
+            LogsServer::<LogsService>::NAME => answer(self.logs.clone(), request),
             _ => {
                 let unknown = tonic::Status::unimplemented(format!("there is no service `{service}`"));
                 Box::pin(std::future::ready(Ok(unknown.into_http())))

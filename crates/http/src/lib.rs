@@ -96,6 +96,7 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::catalog::router())
         .merge(routes::auto_stop::router())
         .merge(routes::apps::router())
+        .merge(routes::logs::router())
         .merge(routes::metrics::router())
         .merge(routes::credits::router())
         .merge(routes::snapshots::router())

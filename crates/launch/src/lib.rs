@@ -26,7 +26,7 @@ use tonic::transport::Channel;
 
 pub use confine::{ConfineError, confine};
 pub use local::{Local, LocalConfig};
-pub use roost_machine_proto::Captured;
+pub use roost_machine_proto::{Captured, ConsoleLine};
 pub use storage::copy_machine;
 
 /// What a machine process reported, and of which start.
@@ -215,7 +215,15 @@ pub trait Launcher: Debug + Send + Sync + 'static {
     async fn present(&self) -> Result<Vec<ComputerId>, LaunchError>;
 
     /// The newest lines of the guest's console; also after the process ended.
-    async fn console(&self, computer: ComputerId, lines: usize) -> Result<Vec<String>, LaunchError>;
+    async fn console(&self, computer: ComputerId, lines: usize) -> Result<Vec<ConsoleLine>, LaunchError>;
+
+    /// The newest lines, then each when the guest has written it, until the process ends. Without a process it ends
+    /// at once.
+    async fn follow_console(
+        &self,
+        computer: ComputerId,
+        lines: usize,
+    ) -> Result<BoxStream<'static, ConsoleLine>, LaunchError>;
 
     /// Gives a running guest its environment variables. One that has a newer version already keeps that.
     async fn set_environment(

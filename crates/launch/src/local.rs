@@ -16,14 +16,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
 use hyper_util::rt::TokioIo;
-use roost_api::{ComputerId, LayerId, SnapshotId};
+use roost_api::{ComputerId, LayerId, SnapshotId, Timestamp};
 use roost_guest_proto::v1::SetEnvironmentRequest;
 use roost_guest_proto::v1::system_client::SystemClient;
 use roost_machine_proto::v1::machine_client::MachineClient;
 use roost_machine_proto::v1::{
-    CaptureRequest, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest, WatchRequest,
+    CaptureRequest, ConsoleReply, ConsoleRequest, Observation, Phase, StopRequest, SuspendRequest,
+    WatchRequest,
 };
 use roost_machine_proto::{
     CAPTURED_FILE, CONSOLE_FILE, DISK_FILE, DiskSpec, LOCK_FILE, LOG_FILE, MEMORY_DIRECTORY, MachineResult,
@@ -41,8 +42,8 @@ use crate::storage::{
     Storage, allocated, copy_sparse, is_same, machine_bytes, relocate, remove_all, take_over,
 };
 use crate::{
-    Abandoned, Capacity, Capture, Captured, Environment, LaunchError, Launcher, MachineState, Need, Report,
-    Source, Stored,
+    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
+    Need, Report, Source, Stored,
 };
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
@@ -169,8 +170,8 @@ impl Local {
     fn command(&self, directory: &Utf8Path, user: Option<u32>) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(&self.config.program);
         command.arg0("roost").arg("machine").arg("--dir").arg(directory);
-        // A machine has no business in the database; its environment can be read by its own user.
-        for secret in ["ROOST_DATABASE", "PGPASSWORD"] {
+        // A machine has no business with the server's secrets; its environment can be read by its own user.
+        for secret in ["ROOST_DATABASE", "PGPASSWORD", "ROOST_SEAL_KEY", "ROOST_API_KEY"] {
             command.env_remove(secret);
         }
         for read in [&self.config.templates, &self.storage.layers, &self.storage.snapshots] {
@@ -536,16 +537,36 @@ impl Launcher for Local {
         Ok(names.iter().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
 
-    async fn console(&self, computer: ComputerId, lines: usize) -> Result<Vec<String>, LaunchError> {
+    async fn console(&self, computer: ComputerId, lines: usize) -> Result<Vec<ConsoleLine>, LaunchError> {
         let directory = self.directory(computer);
         if lock_is_held(&directory)? {
             let mut client = MachineClient::new(connect(&directory)?);
             let lines = u32::try_from(lines).unwrap_or(u32::MAX);
             if let Ok(reply) = client.console(ConsoleRequest { lines }).await {
-                return Ok(reply.into_inner().lines);
+                return Ok(console_lines(reply.into_inner()).collect());
             }
         }
         console_tail(&directory.join(CONSOLE_FILE), lines)
+    }
+
+    async fn follow_console(
+        &self,
+        computer: ComputerId,
+        lines: usize,
+    ) -> Result<BoxStream<'static, ConsoleLine>, LaunchError> {
+        let directory = self.directory(computer);
+        if lock_is_held(&directory)? {
+            let mut client = MachineClient::new(connect(&directory)?);
+            let request = ConsoleRequest { lines: u32::try_from(lines).unwrap_or(u32::MAX) };
+            // An older process cannot be followed; what it has written so far can be read.
+            if let Ok(replies) = client.follow_console(request).await {
+                // However the stream ends, the process has.
+                let replies = replies.into_inner().take_while(|reply| std::future::ready(reply.is_ok()));
+                let replies = replies.filter_map(|reply| std::future::ready(reply.ok()));
+                return Ok(replies.flat_map(|reply| stream::iter(console_lines(reply))).boxed());
+            }
+        }
+        Ok(stream::iter(console_tail(&directory.join(CONSOLE_FILE), lines)?).boxed())
     }
 
     async fn set_environment(
@@ -863,7 +884,14 @@ fn write_durably(
     sync(directory)
 }
 
-fn console_tail(path: &Utf8Path, lines: usize) -> Result<Vec<String>, LaunchError> {
+fn console_lines(reply: ConsoleReply) -> impl Iterator<Item = ConsoleLine> {
+    // Older processes tell no times.
+    let times = reply.times_us.into_iter().chain(std::iter::repeat(0));
+    let time = |micros| if micros == 0 { None } else { Timestamp::from_micros(micros) };
+    reply.lines.into_iter().zip(times).map(move |(text, micros)| ConsoleLine { at: time(micros), text })
+}
+
+fn console_tail(path: &Utf8Path, lines: usize) -> Result<Vec<ConsoleLine>, LaunchError> {
     use std::io::Seek;
     let mut log = match File::open(path) {
         Ok(log) => log,
@@ -874,9 +902,7 @@ fn console_tail(path: &Utf8Path, lines: usize) -> Result<Vec<String>, LaunchErro
     log.seek(std::io::SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL))).map_err(file("read", path))?;
     let mut bytes = Vec::new();
     log.take(CONSOLE_TAIL).read_to_end(&mut bytes).map_err(file("read", path))?;
-    let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<&str> = text.lines().collect();
-    Ok(all[all.len().saturating_sub(lines)..].iter().map(|line| (*line).to_owned()).collect())
+    Ok(ConsoleLine::newest(&bytes, lines))
 }
 
 pub(crate) fn read_dir(path: &Utf8Path) -> Result<Vec<std::fs::DirEntry>, LaunchError> {

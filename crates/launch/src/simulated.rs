@@ -10,15 +10,15 @@ use async_trait::async_trait;
 use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use roost_api::{ComputerId, LayerId, SnapshotId};
+use roost_api::{ComputerId, LayerId, SnapshotId, Timestamp};
 use roost_machine_proto::{DiskSpec, MachineSpec};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
-    Abandoned, Capacity, Capture, Captured, Environment, LaunchError, Launcher, MachineState, Need, Report,
-    Source, Stored,
+    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
+    Need, Report, Source, Stored,
 };
 
 /// What the next machines do when they are started.
@@ -52,6 +52,8 @@ struct Storage {
     snapshots: HashMap<SnapshotId, bool>,
     /// What each guest was given.
     environments: HashMap<ComputerId, Environment>,
+    /// What each guest has written to its console.
+    consoles: HashMap<ComputerId, watch::Sender<Vec<ConsoleLine>>>,
     /// Why the next suspend or capture is refused.
     refusal: Option<String>,
     /// Why the next start is not admitted.
@@ -108,6 +110,12 @@ impl Simulated {
         self.storage().memories.contains(&computer)
     }
 
+    /// A guest writes to its console.
+    pub fn say(&self, computer: ComputerId, text: &str) {
+        let line = ConsoleLine { at: Some(Timestamp::now()), text: text.to_owned() };
+        self.storage().consoles.entry(computer).or_default().send_modify(|console| console.push(line));
+    }
+
     /// The variables a guest has.
     pub fn environment(&self, computer: ComputerId) -> BTreeMap<String, String> {
         self.storage().environments.get(&computer).map(|held| held.variables.clone()).unwrap_or_default()
@@ -157,6 +165,10 @@ impl Simulated {
         let running = machines.iter().filter(|(_, machine)| !machine.borrow().report.is_final());
         running.map(|(computer, _)| *computer).collect()
     }
+}
+
+fn newest(console: &[ConsoleLine], count: usize) -> Vec<ConsoleLine> {
+    console[console.len().saturating_sub(count)..].to_vec()
 }
 
 #[async_trait]
@@ -392,8 +404,24 @@ impl Launcher for Simulated {
         Ok(self.machines.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect())
     }
 
-    async fn console(&self, _computer: ComputerId, _lines: usize) -> Result<Vec<String>, LaunchError> {
-        Ok(Vec::new())
+    async fn console(&self, computer: ComputerId, lines: usize) -> Result<Vec<ConsoleLine>, LaunchError> {
+        Ok(newest(&self.storage().consoles.entry(computer).or_default().borrow(), lines))
+    }
+
+    async fn follow_console(
+        &self,
+        computer: ComputerId,
+        lines: usize,
+    ) -> Result<BoxStream<'static, ConsoleLine>, LaunchError> {
+        let console = self.storage().consoles.entry(computer).or_default().subscribe();
+        let (said, told) = (console.borrow().clone(), console.borrow().len());
+        let more = stream::unfold((console, told), |(mut console, told)| async move {
+            let line = console.wait_for(|console| console.len() > told).await.ok()?[told].clone();
+            Some((line, (console, told + 1)))
+        });
+        let ended = self.watch(computer).filter(|state| std::future::ready(state.report.is_final()));
+        let ended = async move { std::pin::pin!(ended).next().await };
+        Ok(stream::iter(newest(&said, lines)).chain(more).take_until(Box::pin(ended)).boxed())
     }
 
     async fn set_environment(

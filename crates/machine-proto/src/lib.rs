@@ -3,11 +3,15 @@
 //!
 //! All files are in the machine's directory, `<data>/machines/<computer id>/`.
 
+mod console;
+
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
 use roost_api::{ComputerId, MemoryMib};
 use serde::{Deserialize, Serialize};
+
+pub use console::{ConsoleLine, LINE_LIMIT, readable, stamp};
 
 #[expect(clippy::allow_attributes, reason = "generated code")]
 pub mod v1 {

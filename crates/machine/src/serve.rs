@@ -11,19 +11,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, Request, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use roost_machine_proto::Captured;
+use roost_api::Timestamp;
 use roost_machine_proto::v1::machine_server::{Machine, MachineServer};
 use roost_machine_proto::v1::{
     CaptureReply, CaptureRequest, ConsoleReply, ConsoleRequest, Observation, Phase, StopReply, StopRequest,
     SuspendReply, SuspendRequest, WatchRequest,
 };
+use roost_machine_proto::{Captured, ConsoleLine};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -180,6 +182,7 @@ impl Served {
 #[tonic::async_trait]
 impl Machine for Served {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Observation, Status>> + Send>>;
+    type FollowConsoleStream = Pin<Box<dyn Stream<Item = Result<ConsoleReply, Status>> + Send>>;
 
     async fn watch(
         &self,
@@ -191,7 +194,7 @@ impl Machine for Served {
             let mut observation = observation?;
             observation.changed().await.ok()?;
             let now = observation.borrow_and_update().clone();
-            let last = matches!(now.phase(), Phase::Stopped | Phase::Failed);
+            let last = is_final(&now);
             Some((Ok(now), (!last).then_some(observation)))
         });
         Ok(tonic::Response::new(Box::pin(changes)))
@@ -233,10 +236,56 @@ impl Machine for Served {
     ) -> Result<tonic::Response<ConsoleReply>, Status> {
         let count = request.into_inner().lines.min(CONSOLE_LINE_LIMIT);
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines = console
-            .newest_lines(usize::try_from(count).unwrap_or(usize::MAX))
-            .map_err(|error| Status::internal(format!("cannot read the console's log: {error}")))?;
-        Ok(tonic::Response::new(ConsoleReply { lines }))
+        let lines =
+            console.newest_lines(usize::try_from(count).unwrap_or(usize::MAX)).map_err(unreadable_console)?;
+        Ok(tonic::Response::new(console_reply(lines)))
+    }
+
+    async fn follow_console(
+        &self,
+        request: tonic::Request<ConsoleRequest>,
+    ) -> Result<tonic::Response<Self::FollowConsoleStream>, Status> {
+        let count = request.into_inner().lines.min(CONSOLE_LINE_LIMIT);
+        let (lines, more) = self
+            .console
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .follow(usize::try_from(count).unwrap_or(usize::MAX))
+            .map_err(unreadable_console)?;
+        let newest = stream::iter([Ok(console_reply(lines))]);
+        let more = stream::unfold((more, self.observation.clone()), async |(mut more, mut observation)| {
+            let line = tokio::select! {
+                // What was said before the end is told before it.
+                biased;
+                line = more.recv() => line,
+                _ = observation.wait_for(is_final) => return None,
+            };
+            let line = match line {
+                Ok(line) => line,
+                Err(RecvError::Lagged(count)) => {
+                    ConsoleLine { at: Some(Timestamp::now()), text: format!("({count} lines were skipped)") }
+                }
+                Err(RecvError::Closed) => return None,
+            };
+            Some((Ok(console_reply(vec![line])), (more, observation)))
+        });
+        Ok(tonic::Response::new(Box::pin(newest.chain(more))))
+    }
+}
+
+fn is_final(observation: &Observation) -> bool {
+    matches!(observation.phase(), Phase::Stopped | Phase::Failed)
+}
+
+fn unreadable_console(error: std::io::Error) -> Status {
+    Status::internal(format!("cannot read the console's log: {error}"))
+}
+
+fn console_reply(lines: Vec<ConsoleLine>) -> ConsoleReply {
+    let time = |line: &ConsoleLine| line.at.map_or(0, Timestamp::as_micros);
+    ConsoleReply {
+        times_us: lines.iter().map(time).collect(),
+        lines: lines.into_iter().map(|line| line.text).collect(),
     }
 }
 
@@ -374,6 +423,7 @@ mod tests {
         channel: Channel,
         gate: watch::Sender<Option<Guest>>,
         observation: watch::Sender<Observation>,
+        console: Arc<Mutex<Console>>,
         stop: mpsc::Receiver<()>,
         end: CancellationToken,
         serving: Task<()>,
@@ -410,8 +460,13 @@ mod tests {
         console.lock().unwrap().write(b"hello\nworld\n").unwrap();
         // Nobody saves here: every request finds that the computer has ended.
         let (saves, _) = mpsc::channel(1);
-        let served =
-            Served { observation: observation.subscribe(), gate: gate.subscribe(), console, stop, saves };
+        let served = Served {
+            observation: observation.subscribe(),
+            gate: gate.subscribe(),
+            console: console.clone(),
+            stop,
+            saves,
+        };
         let socket = path("machine.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let end = CancellationToken::new();
@@ -427,6 +482,7 @@ mod tests {
             channel,
             gate,
             observation,
+            console,
             stop: stop_asked,
             end,
             serving,
@@ -587,6 +643,20 @@ mod tests {
         setup.stop.recv().await.unwrap();
         let reply = client.console(ConsoleRequest { lines: 1 }).await.unwrap().into_inner();
         assert_eq!(reply.lines, ["world"]);
+        assert!(reply.times_us.len() == 1 && reply.times_us[0] > 0);
         assert!(setup.directory.path().exists());
+    }
+
+    #[tokio::test]
+    async fn the_console_is_followed_to_the_end_of_the_machine() {
+        let setup = setup().await;
+        let mut client = MachineClient::new(setup.channel.clone());
+        let mut lines = client.follow_console(ConsoleRequest { lines: 1 }).await.unwrap().into_inner();
+        assert_eq!(lines.message().await.unwrap().unwrap().lines, ["world"]);
+        setup.console.lock().unwrap().write(b"more\nthe last\n").unwrap();
+        setup.observation.send_modify(|observation| observation.set_phase(Phase::Stopped));
+        assert_eq!(lines.message().await.unwrap().unwrap().lines, ["more"]);
+        assert_eq!(lines.message().await.unwrap().unwrap().lines, ["the last"]);
+        assert!(lines.message().await.unwrap().is_none());
     }
 }

@@ -237,6 +237,7 @@ impl Vm<'_> {
                     tracing::warn!("cannot read the console's log: {error}");
                     Vec::new()
                 });
+                let console = console.into_iter().map(|line| line.text).collect();
                 MachineResult::Failed { reason, console }
             }
         }

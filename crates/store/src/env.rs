@@ -21,10 +21,12 @@ pub struct EnvRecord {
     /// Grows with every change; 0: there was none yet.
     pub version: u64,
     pub variables: Vec<VariableRecord>,
+    /// Those that were given with the start there was last.
+    pub of_start: Vec<NewVariable>,
 }
 
-/// A variable for a computer that is being made.
-#[derive(Debug, Clone)]
+/// A variable for a computer that is being made or started.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewVariable {
     pub name: String,
     /// Sealed.
@@ -77,7 +79,18 @@ impl Store {
                 variables.push(VariableRecord::from_row(row)?);
             }
         }
-        Ok(Some(EnvRecord { version, variables }))
+        let rows = sqlx::query(
+            "SELECT s.name, s.value FROM start_env s
+             JOIN computers c ON c.id = s.computer_id AND c.generation = s.generation WHERE c.id = $1",
+        )
+        .bind(computer.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        let mut of_start = Vec::new();
+        for row in &rows {
+            of_start.push(NewVariable { name: row.try_get("name")?, value: row.try_get("value")? });
+        }
+        Ok(Some(EnvRecord { version, variables, of_start }))
     }
 
     pub async fn set_variable(
@@ -142,6 +155,33 @@ pub(crate) async fn insert_variables(
         insert_variable(tx, computer, variable, now).await?;
     }
     if !variables.is_empty() {
+        next_version(tx, computer).await?;
+    }
+    Ok(())
+}
+
+/// The variables that a start of this generation has beside the others; those of earlier starts go.
+pub(crate) async fn set_start_variables(
+    tx: &mut Transaction<'static, Db>,
+    computer: ComputerId,
+    generation: i64,
+    variables: &[NewVariable],
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM start_env WHERE computer_id = $1")
+        .bind(computer.to_string())
+        .execute(&mut **tx)
+        .await?;
+    for variable in variables {
+        sqlx::query("INSERT INTO start_env (computer_id, generation, name, value) VALUES ($1, $2, $3, $4)")
+            .bind(computer.to_string())
+            .bind(generation)
+            .bind(&variable.name)
+            .bind(&variable.value)
+            .execute(&mut **tx)
+            .await?;
+    }
+    if !variables.is_empty() {
+        // So that the next start knows that its guest has something to forget.
         next_version(tx, computer).await?;
     }
     Ok(())

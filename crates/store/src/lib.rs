@@ -25,6 +25,7 @@ mod query;
 mod reach;
 mod record;
 mod runs;
+mod sealed;
 mod servers;
 mod snapshots;
 pub mod status;
@@ -69,6 +70,7 @@ pub use record::{
     SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
 };
 pub use runs::{RunFilter, RunRecord};
+pub use sealed::SealedPlace;
 pub use servers::{Change, Changes, Exclusive, Held, Renewed};
 pub use snapshots::{
     BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
@@ -189,6 +191,7 @@ fn migrator() -> Migrator {
         migration(8, "regions", include_str!("../migrations/0008_regions.sql")),
         migration(9, "servers", include_str!("../migrations/0009_servers.sql")),
         migration(10, "apps", include_str!("../migrations/0010_apps.sql")),
+        migration(11, "start_env", include_str!("../migrations/0011_start_env.sql")),
         migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
         migration(30, "reach", include_str!("../migrations/0030_reach.sql")),

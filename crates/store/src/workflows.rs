@@ -4,6 +4,7 @@ use roost_api::{ApiError, ComputerId, Timestamp, WorkflowId};
 use sqlx::Transaction;
 
 use crate::computers::{json, load, signed};
+use crate::env::{NewVariable, set_start_variables};
 use crate::events::record_status;
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowPayload, WorkflowRecord};
 use crate::{Db, Store, StoreError};
@@ -35,6 +36,18 @@ impl Store {
         computer: ComputerId,
         kind: WorkflowKind,
         payload: Option<WorkflowPayload>,
+        guard: impl FnOnce(&ComputerRecord) -> Result<(), E>,
+    ) -> Result<Begin<E>, StoreError> {
+        self.begin_workflow_with(computer, kind, payload, &[], guard).await
+    }
+
+    /// The same with variables that the machine has until the next start.
+    pub async fn begin_workflow_with<E>(
+        &self,
+        computer: ComputerId,
+        kind: WorkflowKind,
+        payload: Option<WorkflowPayload>,
+        env: &[NewVariable],
         guard: impl FnOnce(&ComputerRecord) -> Result<(), E>,
     ) -> Result<Begin<E>, StoreError> {
         let mut tx = self.write().await?;
@@ -69,6 +82,9 @@ impl Store {
             .bind(memory_lost)
             .execute(&mut *tx)
             .await?;
+        }
+        if kind.launches() {
+            set_start_variables(&mut tx, computer, signed(generation)?, env).await?;
         }
         let workflow = insert_workflow(&mut tx, computer, kind, generation, payload).await?;
         let after = load(&mut tx, computer).await?;

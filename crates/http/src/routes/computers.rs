@@ -6,9 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use roost_api::{
-    ApiError, CloneComputer, Computer, ComputerList, ComputerWithData, ConsoleLines, ConsoleQuery,
-    CreateComputer, CreateQuery, Deleted, ErrorBody, ListComputers, MoveComputer, Readiness, ResizeComputer,
-    UpdateComputer,
+    ApiError, CloneComputer, Computer, ComputerList, ComputerWithData, CreateComputer, CreateQuery, Deleted,
+    ErrorBody, ListComputers, MoveComputer, Readiness, ResizeComputer, StartComputer, UpdateComputer,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -28,7 +27,6 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(resize, patch_size))
         .routes(routes!(relocate))
         .routes(routes!(readiness))
-        .routes(routes!(logs))
 }
 
 /// Create a computer and begin its provisioning
@@ -121,9 +119,14 @@ async fn delete(State(app): State<App>, Target(record): Target) -> Result<Json<D
 
 /// Start a stopped or failed computer; answers when it runs
 #[utoipa::path(post, path = "/computers/{id}/start", tag = "computers", params(("id" = String, Path)),
+    request_body = Option<StartComputer>,
     responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
-async fn start(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
-    let record = app.control.start_computer(record.id).await?;
+async fn start(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<Computer>, Refusal> {
+    let record = app.control.start_with(record.id, body.parse()?).await?;
     Ok(Json(app.control.computer_view(&record)))
 }
 
@@ -207,17 +210,4 @@ async fn relocate(
 async fn readiness(State(app): State<App>, Target(record): Target) -> Json<Readiness> {
     let view = app.control.computer_view(&record);
     Json(Readiness { ready: view.ready, status: view.status, state: view.state })
-}
-
-/// The newest lines of the computer's console
-#[utoipa::path(get, path = "/computers/{id}/logs", tag = "computers", params(("id" = String, Path), ConsoleQuery),
-    responses((status = 200, body = ConsoleLines), (status = "default", body = ErrorBody)))]
-async fn logs(
-    State(app): State<App>,
-    Target(record): Target,
-    Query(query): Query<ConsoleQuery>,
-) -> Result<Json<ConsoleLines>, Refusal> {
-    let count = usize::try_from(query.lines.unwrap_or(100).clamp(1, 1000)).unwrap_or(1000);
-    let lines = app.control.console(&record, count).await?;
-    Ok(Json(ConsoleLines { computer_id: record.id, lines }))
 }

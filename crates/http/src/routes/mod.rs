@@ -13,6 +13,7 @@ pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod identity;
 pub(crate) mod keys;
+pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod ports;
 pub(crate) mod projects;

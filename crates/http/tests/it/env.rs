@@ -4,7 +4,7 @@ use axum::http::Method;
 use roost_api::ComputerId;
 use serde_json::{Value, json};
 
-use crate::support::{Server, keys};
+use crate::support::{Server, keys, seal_key};
 
 async fn plant(server: &Server, id: &str, name: &str, value: &str) -> (u16, Value) {
     server.post(&format!("/computers/{id}/env"), json!({ "name": name, "value": value })).await
@@ -107,4 +107,86 @@ async fn parallel_changes_all_arrive() {
     }
     let (_, list) = server.get(&format!("/computers/{id}/env")).await;
     assert_eq!((list["env"].as_array().unwrap().len(), held(&server, &id).len()), (5, 5));
+}
+
+#[tokio::test]
+async fn variables_that_come_with_a_start_hold_until_the_next_one() {
+    let server = Server::new().await;
+    let id = server.computer().await;
+    plant(&server, &id, "KEPT", "1").await;
+    let (stop, start) = (format!("/computers/{id}/stop"), format!("/computers/{id}/start"));
+    server.post(&stop, json!({})).await;
+    let body = json!({ "env": { "ONCE": "2", "KEPT": "3" }, "no_env": true, "fail_fast": null });
+    let (status, computer) = server.post(&start, body).await;
+    assert_eq!((status, &computer["status"]), (200, &json!("running")), "{computer}");
+    assert_eq!(held(&server, &id), [pair("KEPT", "3"), pair("ONCE", "2")]);
+    // A change meanwhile leaves them, they are in no list, and no clone has them.
+    plant(&server, &id, "NEW", "4").await;
+    assert_eq!(held(&server, &id), [pair("KEPT", "3"), pair("NEW", "4"), pair("ONCE", "2")]);
+    let (_, list) = server.get(&format!("/computers/{id}/env")).await;
+    assert_eq!(list["env"].as_array().unwrap().len(), 2);
+    let (_, clone) = server.post(&format!("/computers/{id}/clone"), json!({})).await;
+    let clone = clone["id"].as_str().unwrap();
+    server.post(&format!("/computers/{clone}/start"), json!({})).await;
+    assert_eq!(held(&server, clone), [pair("KEPT", "1"), pair("NEW", "4")]);
+
+    server.post(&stop, json!({})).await;
+    assert_eq!(server.post(&start, json!({})).await.0, 200);
+    assert_eq!(held(&server, &id), [pair("KEPT", "1"), pair("NEW", "4")], "the memory had the others");
+    server.post(&stop, json!({})).await;
+    let (status, refused) = server.post(&start, json!({ "env": { "1X": "secret-of-mine" } })).await;
+    assert_eq!((status, &refused["code"]), (422, &json!("VALIDATION_FAILED")));
+    assert!(!refused.to_string().contains("secret-of-mine"));
+    let (_, computer) = server.get(&format!("/computers/{id}")).await;
+    assert_eq!(computer["status"], "stopped", "nothing was begun");
+}
+
+/// Everything that is sealed, sealed with `from` before and with the ring of `to` after.
+#[tokio::test]
+async fn everything_sealed_gets_the_new_key_also_when_the_change_is_interrupted() {
+    let server = Server::new().await;
+    let id = server.computer().await;
+    plant(&server, &id, "KEPT", "1").await;
+    server.post(&format!("/computers/{id}/stop"), json!({})).await;
+    server.post(&format!("/computers/{id}/start"), json!({ "env": { "ONCE": "2" } })).await;
+    let hook =
+        json!({ "url": "https://example.org/", "events": ["credits.low"], "headers": { "x-token": "3" } });
+    let hook = json!({ "secret": "whsec_4444", "url": hook["url"], "events": hook["events"],
+        "headers": hook["headers"] });
+    let key = [("idempotency-key", "once")];
+    let create = json!({ "name": "twice", "template_type": "miosa-desktop" }).to_string();
+    let (post, all) = (Method::POST, Some(server.key.clone()));
+    let made = server.send(post.clone(), "/computers", all.as_deref(), &key, &create).await;
+    let (status, webhook) = server.post("/webhooks", hook).await;
+    assert_eq!((made.status, status), (201, 201), "{webhook}");
+
+    let both = seal_key().with_new_key().unwrap();
+    let new = both.without_earlier_keys();
+    // Interrupted before anything was sealed again, or half-way: the server works with both keys.
+    let server = server.with_seal_key(both.clone()).await;
+    plant(&server, &id, "LATER", "5").await;
+    let resealed = roost_control::reseal(&server.store, &both).await.unwrap();
+    let expected = roost_control::Resealed { sealed_again: 5, current: 1, unreadable: Vec::new() };
+    assert_eq!(resealed, expected);
+    // Again: there is nothing to do.
+    let resealed = roost_control::reseal(&server.store, &both).await.unwrap();
+    assert_eq!((resealed.sealed_again, resealed.current), (0, 6));
+
+    let server = server.with_seal_key(new).await;
+    plant(&server, &id, "LAST", "6").await;
+    let expected = [pair("KEPT", "1"), pair("LAST", "6"), pair("LATER", "5"), pair("ONCE", "2")];
+    assert_eq!(held(&server, &id), expected);
+    let again = server.send(post, "/computers", all.as_deref(), &key, &create).await;
+    assert_eq!((again.status, &again.body), (201, &made.body));
+    let webhook = webhook["data"]["id"].as_str().unwrap();
+    let (status, found) = server.get(&format!("/webhooks/{webhook}")).await;
+    assert_eq!((status, &found["data"]["headers"]["x-token"]), (200, &json!("3")), "{found}");
+
+    // What no key opens is named and left.
+    let lost =
+        roost_control::reseal(&server.store, &roost_control::SealKey::from_bytes([9; 32])).await.unwrap();
+    assert_eq!((lost.sealed_again, lost.current, lost.unreadable.len()), (0, 0, 7));
+    assert!(lost.unreadable.iter().any(|place| place.contains(&id) && place.ends_with("/KEPT")));
+    plant(&server, &id, "LAST", "7").await;
+    assert!(held(&server, &id).contains(&pair("LAST", "7")));
 }

@@ -13,6 +13,7 @@ mod events;
 mod guest;
 mod idempotency;
 mod limits;
+mod logs;
 mod metrics;
 mod ports;
 mod preview;

@@ -79,7 +79,7 @@ impl Server {
         let database = TestDatabase::new().await;
         let store = database.store().await;
         let key = roost_control::first_key(&store).await.unwrap().unwrap().text;
-        Self::start(database, store, key, [Arc::default(), Arc::default()], [2; 32]).await
+        Self::start(database, store, key, [Arc::default(), Arc::default()], seal_key()).await
     }
 
     /// The same behind another surface.
@@ -96,14 +96,19 @@ impl Server {
         self.store.close().await;
         self.database.forget_servers().await;
         let store = self.database.store().await;
-        Self::start(self.database, store, self.key, [self.launcher, self.far], [2; 32]).await
+        Self::start(self.database, store, self.key, [self.launcher, self.far], seal_key()).await
     }
 
     /// The same where the file of the key was lost.
     pub async fn with_another_seal_key(self) -> Self {
+        self.with_seal_key(SealKey::from_bytes([3; 32])).await
+    }
+
+    pub async fn with_seal_key(self, seal_key: SealKey) -> Self {
+        self.store.close().await;
         self.database.forget_servers().await;
         let store = self.database.store().await;
-        Self::start(self.database, store, self.key, [self.launcher, self.far], [3; 32]).await
+        Self::start(self.database, store, self.key, [self.launcher, self.far], seal_key).await
     }
 
     async fn start(
@@ -111,7 +116,7 @@ impl Server {
         store: Store,
         key: String,
         [launcher, far]: [Arc<Simulated>; 2],
-        seal_key: [u8; 32],
+        seal_key: SealKey,
     ) -> Self {
         let config = Config {
             urls: PublicUrls {
@@ -122,7 +127,7 @@ impl Server {
             accelerator: Accelerator::Tcg,
             network: NetworkSpec::default(),
             stream_key: StreamKey::from_bytes([1; 32]),
-            seal_key: SealKey::from_bytes(seal_key),
+            seal_key,
             disk_directories: Vec::new(),
             events: EventRetention::default(),
             outbound: Arc::new(Outgoing::new(Reach::Anywhere).unwrap()),
@@ -263,6 +268,16 @@ impl Listening {
         }
     }
 
+    /// The next data of a stream whose frames have neither id nor type; `None` at its end.
+    pub async fn next_data(&mut self) -> Option<Value> {
+        loop {
+            let paragraph = self.paragraph().await?;
+            if let Some(data) = paragraph.lines().find_map(|line| line.strip_prefix("data: ")) {
+                return Some(serde_json::from_str(data).unwrap());
+            }
+        }
+    }
+
     /// Events up to and including the first one of `kind`.
     pub async fn until(&mut self, kind: &str) -> Vec<Heard> {
         let mut heard = Vec::new();
@@ -294,6 +309,11 @@ fn app(control: &Control) -> App {
         rate_limit: None,
         cors_origins: Vec::new(),
     }
+}
+
+/// What a server seals with, unless a test says otherwise.
+pub fn seal_key() -> SealKey {
+    SealKey::from_bytes([2; 32])
 }
 
 pub fn keys(value: &Value) -> Vec<&str> {
