@@ -97,8 +97,9 @@ impl Server {
 
     /// `kill -9` to every machine process; each takes its QEMU with it.
     fn kill_machines(&self) {
-        let machines = std::fs::read_dir(self.data.path().join("machines"));
-        for machine in machines.into_iter().flatten().flatten() {
+        let pools = self.pools();
+        let machines = pools.iter().filter_map(|pool| std::fs::read_dir(pool).ok());
+        for machine in machines.flatten().flatten() {
             let Ok(pid) = std::fs::read_to_string(machine.path().join("machine.lock")) else { continue };
             let Ok(lock) = File::open(machine.path().join("machine.lock")) else { continue };
             if lock.try_lock_shared().is_err() {
@@ -111,6 +112,18 @@ impl Server {
         }
     }
 
+    /// Where machines are, in every region.
+    fn pools(&self) -> Vec<PathBuf> {
+        let regions = std::fs::read_dir(self.data.path().join("regions"));
+        let others = regions.into_iter().flatten().flatten().map(|region| region.path().join("machines"));
+        others.chain([self.data.path().join("machines")]).collect()
+    }
+
+    /// The directory of a computer's machine in another region than `local`.
+    pub fn machine_in(&self, region: &str, id: &str) -> PathBuf {
+        self.data.path().join("regions").join(region).join("machines").join(id)
+    }
+
     /// The directory of a computer's machine.
     pub fn machine(&self, id: &str) -> PathBuf {
         self.data.path().join("machines").join(id)
@@ -118,7 +131,10 @@ impl Server {
 
     /// No process is left that names this server's data, except the server itself.
     pub fn no_orphans(&self) -> Result<()> {
-        let mut left = processes_naming(&self.data.path().join("machines"))?;
+        let mut left = Vec::new();
+        for pool in self.pools() {
+            left.extend(processes_naming(&pool)?);
+        }
         // One without a command line has given up its memory already, and is ending.
         left.retain(|(_, command)| !command.is_empty());
         ensure!(left.is_empty(), "left running: {left:?}");

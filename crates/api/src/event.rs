@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{ComputerId, Size, SnapshotId, Status, TenantId, Timestamp, WorkspaceId};
+use crate::{ComputerId, RegionName, Size, SnapshotId, Status, TenantId, Timestamp, WorkspaceId};
 
 /// The place of an event in the order of all; `evt_42` on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -66,6 +66,17 @@ pub enum Event {
     /// Nothing is left; the tenant's computers are being stopped.
     CreditsExhausted {
         balance_credits: i64,
+    },
+    /// It is on its way to another region.
+    MoveProgress {
+        region: RegionName,
+        /// Percent.
+        progress: u8,
+    },
+    /// Its files are in another region now.
+    Moved {
+        region: RegionName,
+        previous_region: RegionName,
     },
     /// An app is being installed: so far, in percent.
     AppInstalling {
@@ -133,6 +144,8 @@ impl Event {
         "auto_stopped",
         "credits.low",
         "credits.exhausted",
+        "move_progress",
+        "computer.moved",
         "app.installing",
         "app.installed",
         "app.failed",
@@ -153,6 +166,8 @@ impl Event {
             Event::AutoStopped { .. } => "auto_stopped",
             Event::CreditsLow { .. } => "credits.low",
             Event::CreditsExhausted { .. } => "credits.exhausted",
+            Event::MoveProgress { .. } => "move_progress",
+            Event::Moved { .. } => "computer.moved",
             Event::AppInstalling { .. } => "app.installing",
             Event::AppInstalled { .. } => "app.installed",
             Event::AppFailed { .. } => "app.failed",
@@ -246,6 +261,8 @@ mod tests {
             Event::AutoStopped { idle_seconds: 60 },
             Event::CreditsLow { balance_credits: 1 },
             Event::CreditsExhausted { balance_credits: 0 },
+            Event::MoveProgress { region: RegionName::local(), progress: 10 },
+            Event::Moved { region: RegionName::local(), previous_region: RegionName::local() },
             Event::AppInstalling { app: "geany".to_owned(), progress: 1 },
             Event::AppInstalled { app: "geany".to_owned() },
             Event::AppFailed { app: "geany".to_owned(), message: "why".to_owned() },

@@ -81,8 +81,8 @@ pub use port::{
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use snapshot::{
     AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,
-    DeletedSnapshots, ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, NameSnapshot,
-    NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
+    DeletedSnapshots, ForkSnapshot, ForkedComputer, ForkedSnapshot, ListSnapshots, MoveComputer,
+    NameSnapshot, NamedSnapshot, NamedSnapshotList, ReleasedName, ResizeComputer, RestoredComputer, Snapshot,
     SnapshotAllowance, SnapshotDependent, SnapshotEntry, SnapshotEntryKind, SnapshotEvent, SnapshotGroup,
     SnapshotPath, SnapshotResource, SnapshotState, SnapshotTree, SseTicket, TicketQuery, WithDependents,
 };

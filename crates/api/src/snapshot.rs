@@ -84,6 +84,14 @@ pub struct ResizeComputer {
     pub memory_mb: Option<u32>,
 }
 
+/// Body of `POST /computers/{id}/move`.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct MoveComputer {
+    /// Required: the slug of a region, such as `us-east-ny`.
+    pub region: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SnapshotState {

@@ -1,12 +1,14 @@
 //! `roost machine`: the process of one computer, and short work on the files of computers. Not for people: the
 //! server starts it.
 
+use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 use anyhow::Context;
-use camino::Utf8PathBuf;
+use camino::{Utf8Path, Utf8PathBuf};
 use clap::{Args, Subcommand};
 use roost_machine::Inherited;
+use roost_machine_proto::DISK_FILE;
 
 #[derive(Debug, Args)]
 pub(crate) struct MachineArgs {
@@ -36,6 +38,14 @@ enum Work {
         /// Where its disk is linked to become a layer
         #[arg(long)]
         layer: Utf8PathBuf,
+    },
+    /// Copy a computer that is not running from another machine's directory, onto no layer
+    Fetch {
+        #[arg(long)]
+        from: Utf8PathBuf,
+        /// Where the layers are that its disk may lie on
+        #[arg(long)]
+        layers: Utf8PathBuf,
     },
     /// Merge a copy of a layer, in the directory, with the layer it lies on
     Merge {
@@ -75,8 +85,39 @@ pub(crate) fn run(args: &MachineArgs) -> anyhow::Result<()> {
             let lock = lock.context("the launcher holds the lock, and gives it with --lock-fd")?;
             Ok(roost_machine::capture(&args.dir, lock, memory, layer)?)
         }
+        Some(Work::Fetch { from, layers }) => {
+            let lock = lock.context("the launcher holds the lock, and gives it with --lock-fd")?;
+            // Whoever sees it free finds nobody at work: not us, and not what we start.
+            rustix::io::fcntl_setfd(&lock, rustix::io::FdFlags::empty())?;
+            fetch(from, &args.dir, layers)
+        }
         Some(Work::Merge { copy }) => Ok(roost_machine::merge(copy)?),
     }
+}
+
+/// Copies, takes the copy off the layers, and compares: each is a third of the progress.
+fn fetch(from: &Utf8Path, to: &Utf8Path, layers: &Utf8Path) -> anyhow::Result<()> {
+    let mut last = 0;
+    let mut tell = |percent: u8| -> std::io::Result<()> {
+        if percent > last {
+            last = percent;
+            writeln!(std::io::stdout(), "{percent}")?;
+        }
+        Ok(())
+    };
+    let mut told = Ok(());
+    roost_launch::copy_machine(from, to, &mut |percent| {
+        if told.is_ok() {
+            told = tell(percent / 3);
+        }
+    })?;
+    told?;
+    let disk = to.join(DISK_FILE);
+    roost_machine::detach(&disk, layers)?;
+    tell(66)?;
+    roost_machine::require_same(&from.join(DISK_FILE), &disk)?;
+    tell(100)?;
+    Ok(())
 }
 
 fn inherit_lock(lock: i32) -> std::io::Result<std::fs::File> {

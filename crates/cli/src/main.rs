@@ -62,6 +62,8 @@ enum Command {
     Clone(snapshot::CloneArgs),
     /// Give a stopped computer another size
     Resize(snapshot::ResizeArgs),
+    /// Bring a stopped computer to another region
+    Move(snapshot::MoveArgs),
     /// Keep states of computers, and make computers from them
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -186,6 +188,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Restart(args) => commands::restart(&client()?, &args, json).await?,
         Command::Clone(args) => snapshot::clone(&client()?, &args, json).await?,
         Command::Resize(args) => snapshot::resize(&client()?, &args, json).await?,
+        Command::Move(args) => snapshot::relocate(&client()?, &args, json).await?,
         Command::Snapshot(command) => snapshot::run(&client()?, &command, json).await?,
         Command::Delete(args) => commands::delete(&client()?, &args, json).await?,
         Command::Exec(args) => return exec::exec(&client()?, &args, json).await,

@@ -1,5 +1,6 @@
 //! `roost serve`: the control plane and its HTTP surface in one process.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -11,10 +12,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use roost_api::{MicroCredits, Price, Prices, Size};
+use roost_api::{MicroCredits, NotARegion, Price, Prices, RegionName, Size};
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Sharing, StreamKey,
-    Templates,
+    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Regions, Sharing,
+    StreamKey, Templates,
 };
 use roost_http::{App, Origin, Outgoing, RateLimit, Reach};
 use roost_image::DESKTOP;
@@ -48,6 +49,13 @@ pub(crate) struct ServeArgs {
     /// Origin under which clients reach this server [default: http://ADDRESS]
     #[arg(long, env = "ROOST_PUBLIC_URL", value_name = "URL")]
     public_url: Option<String>,
+
+    /// Another region, with the data directory of its own; may be repeated [default directory: regions/NAME in the
+    /// data directory]
+    ///
+    /// The region `local` is always there: the data directory itself.
+    #[arg(long = "region", env = "ROOST_REGIONS", value_delimiter = ',', value_name = "NAME=DIRECTORY")]
+    regions: Vec<RegionArg>,
 
     /// Domain of the computers' host names, with its port [default: localhost:PORT]
     #[arg(long, env = "ROOST_DOMAIN", value_name = "DOMAIN")]
@@ -149,13 +157,24 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         // Shown once; the server keeps only its hash.
         crate::output::print_line(&format!("admin API key, shown once and kept in {path}:\n  {}", key.text))?;
     }
-    let disk_directories = vec![data.join("layers"), templates_dir.clone()];
-    let launcher = Local::new(LocalConfig {
+    let mut disk_directories = vec![data.join("layers"), templates_dir.clone()];
+    let local = Local::new(LocalConfig {
         data: data.clone(),
         templates: templates_dir,
         // Whatever file this process was started from, also after an upgrade has replaced it.
         program: Utf8PathBuf::from("/proc/self/exe"),
     })?;
+    let (mut others, mut region_locks) = (Vec::new(), Vec::new());
+    for (name, directory) in region_directories(&data, &args.regions)? {
+        make_region_directory(&name, &directory)?;
+        region_locks.push(lock(&directory, args.database.is_some())?);
+        disk_directories.push(directory.join("layers"));
+        tracing::info!(region = %name, %directory, "region");
+        others.push((name, Arc::new(local.beside(directory)?)));
+    }
+    let regions = others
+        .into_iter()
+        .fold(Regions::from(Arc::new(local)), |regions, (name, launcher)| regions.with(name, launcher));
     let origin = args.public_url.unwrap_or_else(|| format!("http://{address}"));
     let origin = origin.trim_end_matches('/').to_owned();
     let Some((scheme, _)) = origin.split_once("://") else {
@@ -187,7 +206,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
     };
     let built = HostTemplates::new(templates, verdict.accelerator, verdict.qemu.full.clone());
     let built = read_memories(built, template.digest.to_string()).await?;
-    let control = Control::start(store.clone(), Arc::new(launcher), built, config, Arc::new(NoHook)).await?;
+    let control = Control::start(store.clone(), regions, built, config, Arc::new(NoHook)).await?;
     let router = roost_http::router(App {
         control: control.clone(),
         domain,
@@ -248,6 +267,60 @@ fn make_data_directory(data: &Utf8Path) -> anyhow::Result<()> {
     std::fs::set_permissions(data.join("keys"), std::fs::Permissions::from_mode(0o700)).with_context(failed)
 }
 
+/// A region and its data directory: `NAME=DIRECTORY`, or `NAME` alone.
+#[derive(Debug, Clone)]
+struct RegionArg {
+    name: RegionName,
+    directory: Option<Utf8PathBuf>,
+}
+
+impl std::str::FromStr for RegionArg {
+    type Err = NotARegion;
+
+    fn from_str(text: &str) -> Result<Self, NotARegion> {
+        let (name, directory) = text.split_once('=').map_or((text, None), |(name, path)| (name, Some(path)));
+        let directory = directory.filter(|path| !path.is_empty()).map(Utf8PathBuf::from);
+        Ok(Self { name: name.trim().parse()?, directory })
+    }
+}
+
+/// The regions beside `local`, each with a directory that no other has.
+fn region_directories(
+    data: &Utf8Path,
+    regions: &[RegionArg],
+) -> anyhow::Result<BTreeMap<RegionName, Utf8PathBuf>> {
+    let mut found = BTreeMap::new();
+    for RegionArg { name, directory } in regions {
+        let directory = match directory {
+            Some(directory) => camino::absolute_utf8(directory)?,
+            None if *name == RegionName::local() => continue,
+            None => data.join("regions").join(name.as_str()),
+        };
+        if *name == RegionName::local() {
+            bail!("the region local is the data directory itself ({data}): choose another with --data");
+        }
+        if directory == data || found.values().any(|other| *other == directory) {
+            bail!(
+                "the region {name} has the directory {directory} of another region: each needs one of its own"
+            );
+        }
+        if found.insert(name.clone(), directory).is_some() {
+            bail!("the region {name} is given twice");
+        }
+    }
+    Ok(found)
+}
+
+fn make_region_directory(name: &RegionName, directory: &Utf8Path) -> anyhow::Result<()> {
+    let failed = || {
+        format!("failed to make the directory {directory} of the region {name}: choose another with --region")
+    };
+    std::fs::create_dir_all(directory).with_context(failed)?;
+    // Machines run as other users when the server is root; they pass through, and list nothing.
+    let mode = if rustix::process::geteuid().is_root() { 0o711 } else { 0o700 };
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(mode)).with_context(failed)
+}
+
 /// Two servers on one data directory would run every workflow twice, unless one database tells them apart.
 pub(crate) fn lock(data: &Utf8Path, shared: bool) -> anyhow::Result<File> {
     let path = data.join("server.lock");
@@ -276,4 +349,33 @@ fn write_secret(path: &Utf8Path, text: &str) -> anyhow::Result<()> {
         .with_context(failed)?;
     writeln!(file, "{text}").with_context(failed)?;
     file.sync_all().with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directories(regions: &[&str]) -> anyhow::Result<Vec<String>> {
+        let regions: Vec<RegionArg> = regions.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let found = region_directories("/data".into(), &regions)?;
+        Ok(found.iter().map(|(name, directory)| format!("{name}={directory}")).collect())
+    }
+
+    #[test]
+    fn every_region_has_a_directory_of_its_own() {
+        assert_eq!(directories(&["local", "us-east-ny"]).unwrap(), ["us-east-ny=/data/regions/us-east-ny"]);
+        assert_eq!(directories(&["b=/mnt/b", "a="]).unwrap(), ["a=/data/regions/a", "b=/mnt/b"]);
+        assert!(directories(&[]).unwrap().is_empty());
+        for wrong in [
+            &["local=/mnt"][..],
+            &["a=/mnt", "b=/mnt"],
+            &["a=/data"],
+            &["a", "a"],
+            &["A=/mnt"],
+            &["../a"],
+            &[""],
+        ] {
+            assert!(directories(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! `roost snapshot`, `roost clone` and `roost resize`: kept states of computers, and what is made from them.
+//! `roost snapshot`, `roost clone`, `roost resize` and `roost move`: kept states of computers, and what is made from them.
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -74,6 +74,14 @@ pub(crate) struct ResizeArgs {
     name: String,
     /// xs, small, medium, large or xl
     size: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MoveArgs {
+    /// Name, slug or id of a stopped computer
+    name: String,
+    /// The region to move to
+    region: String,
 }
 
 pub(crate) async fn run(client: &Client, command: &SnapshotCommand, json: bool) -> anyhow::Result<()> {
@@ -181,6 +189,14 @@ pub(crate) async fn resize(client: &Client, args: &ResizeArgs, json: bool) -> an
     let computer = client.find(&args.name).await?;
     let body = json!({ "size": args.size });
     let path = format!("/computers/{}/resize", computer.id);
+    let computer: Computer = client.call(Method::POST, &path, Some(&body)).await?;
+    print_computer(&computer, json)
+}
+
+pub(crate) async fn relocate(client: &Client, args: &MoveArgs, json: bool) -> anyhow::Result<()> {
+    let computer = client.find(&args.name).await?;
+    let body = json!({ "region": args.region });
+    let path = format!("/computers/{}/move", computer.id);
     let computer: Computer = client.call(Method::POST, &path, Some(&body)).await?;
     print_computer(&computer, json)
 }

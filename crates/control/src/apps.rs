@@ -188,7 +188,8 @@ impl Place {
             let reason = format!("there is no app {app:?} in this server's catalogue");
             return self.record(app, InstallationChange::Failed(reason)).await;
         };
-        let mut client = AppsClient::new(self.control.unused_guest(self.computer)?);
+        let region = self.control.record(self.computer).await?.region;
+        let mut client = AppsClient::new(self.control.unused_guest(self.computer, &region)?);
         let packages = entry.packages.iter().map(|package| (*package).to_owned()).collect();
         let mut replies = match client.install(InstallRequest { packages }).await {
             Ok(replies) => replies.into_inner(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use roost_api::{
-    ApiError, ComputeCatalog, ComputePricing, ComputeTemplate, ErrorCode, Product, Region, RegionName, Size,
-    SizeOffer, TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
+    ComputeCatalog, ComputePricing, ComputeTemplate, ErrorCode, Product, Region, RegionName, Size, SizeOffer,
+    TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
 };
 use roost_launch::Capacity;
 
@@ -19,27 +19,19 @@ const COMPUTER: &str = "computer";
 impl Control {
     /// Every region, and how much room it has.
     pub async fn regions(&self) -> Result<Vec<Region>, Failure> {
-        let capacity = self.inner.launcher.capacity().await?;
-        Ok(vec![region_view(RegionName::local(), &capacity)])
+        let mut regions = Vec::new();
+        for (name, launcher) in self.inner.regions.iter() {
+            regions.push(region_view(name.clone(), &launcher.capacity().await?));
+        }
+        // The one that computers are made in unless somebody says otherwise is the first.
+        regions.sort_by_key(|region| region.slug != RegionName::local());
+        Ok(regions)
     }
 
     pub async fn region(&self, name: &str) -> Result<Region, Failure> {
         let mut regions = self.regions().await?.into_iter();
         let found = regions.find(|region| region.slug.as_str() == name);
         found.ok_or_else(|| Failure::new(ErrorCode::NotFound, "region not found"))
-    }
-
-    /// The region that a request names.
-    pub(crate) fn wanted_region(&self, name: Option<&str>) -> Result<RegionName, ApiError> {
-        let local = RegionName::local();
-        match name.map(str::trim).filter(|name| !name.is_empty()) {
-            None => Ok(local),
-            Some(name) if name == local.as_str() => Ok(local),
-            Some(name) => {
-                let problem = format!("there is no region {name:?}: GET /regions has those there are");
-                Err(ApiError::field("region", problem))
-            }
-        }
     }
 
     pub fn size_offers(&self) -> Vec<SizeOffer> {

@@ -50,7 +50,7 @@ impl Control {
         let template = template.map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
         check_name(name)?;
         let size = wanted_size(&request)?;
-        self.wanted_region(request.region.as_deref())?;
+        let region = self.wanted_region(request.region.as_deref())?;
         if template != DESKTOP {
             let problem = format!("unknown template {template:?}: use {DESKTOP}");
             return Err(ApiError::field("template_type", problem).into());
@@ -63,7 +63,7 @@ impl Control {
         })?;
         self.require_credits(caller.tenant).await?;
         let warm = self.inner.templates.warm(template, &files.digest, size)?;
-        self.admit(if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
+        self.admit(&region, if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
         let id = ComputerId::new();
         let env = self.new_variables(caller.tenant, id, &request.env.clone().unwrap_or_default())?;
         let always_on = request.always_on.unwrap_or(false);
@@ -88,6 +88,7 @@ impl Control {
             auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },
             always_on,
             disk_gib: size.disk_gib(),
+            region,
             snapshot: None,
             layer: None,
             last_snapshot: None,
@@ -247,7 +248,7 @@ impl Control {
             now => {
                 if matches!(now, Status::Stopped | Status::Error) {
                     self.require_credits(record.tenant_id).await?;
-                    self.admit(Start::Booted).await?;
+                    self.admit(&record.region, Start::Booted).await?;
                 }
                 let allowed = [Status::Stopped, Status::Error];
                 Some(self.begin(id, WorkflowKind::Start, &env, &allowed, "started").await?)
@@ -421,7 +422,7 @@ impl Control {
             agent_status: None,
             resolution: "1280x720".to_owned(),
             auto_stop: record.auto_stop,
-            region: Some("local".to_owned()),
+            region: Some(record.region.to_string()),
             metadata: record.metadata.clone(),
             visibility: record.visibility,
             persistent: true,

@@ -128,7 +128,7 @@ impl Control {
         if environment.version == 0 && record.snapshot.is_none() {
             return Ok(());
         }
-        Ok(self.inner.launcher.set_environment(record.id, &environment).await?)
+        Ok(self.inner.regions.of(&record.region)?.set_environment(record.id, &environment).await?)
     }
 
     async fn tell_guest(&self, computer: ComputerId) -> Result<(), Failure> {

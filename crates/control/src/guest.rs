@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use http_body_util::BodyExt;
-use roost_api::{ApiError, ComputerId, ErrorCode, Status};
+use roost_api::{ApiError, ComputerId, ErrorCode, RegionName, Status};
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service, http};
 use tonic::transport::Channel;
@@ -23,7 +23,8 @@ const RUN: &str = "/roost.guest.v1.Process/Run";
 /// One HTTP/2 connection per computer, kept while its machine lives.
 #[derive(Debug, Default)]
 pub(crate) struct Guests {
-    channels: Mutex<HashMap<ComputerId, Channel>>,
+    /// And where each leads: another server may have moved the computer.
+    channels: Mutex<HashMap<ComputerId, (RegionName, Channel)>>,
 }
 
 impl Guests {
@@ -87,17 +88,19 @@ impl Control {
         }
         let activity = self.inner.idle.of(computer);
         activity.touch();
-        Ok(Guest { channel: self.unused_guest(computer)?, activity })
+        Ok(Guest { channel: self.unused_guest(computer, &record.region)?, activity })
     }
 
     /// A channel to the agent of whatever machine the computer has, for calls that are no use of it.
-    pub(crate) fn unused_guest(&self, computer: ComputerId) -> Result<Channel, Failure> {
+    pub(crate) fn unused_guest(&self, computer: ComputerId, region: &RegionName) -> Result<Channel, Failure> {
         let mut channels = self.inner.guests.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(&computer) {
+        if let Some((there, channel)) = channels.get(&computer)
+            && there == region
+        {
             return Ok(channel.clone());
         }
-        let channel = self.inner.launcher.guest(computer)?;
-        channels.insert(computer, channel.clone());
+        let channel = self.inner.regions.of(region)?.guest(computer)?;
+        channels.insert(computer, (region.clone(), channel.clone()));
         Ok(channel)
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use roost_api::{LayerId, Timestamp};
+use roost_api::{LayerId, RegionName, Timestamp};
 use roost_store::{Deletion, Exclusive, Held, LayerRecord, WorkflowPayload, WorkflowRecord};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
@@ -52,10 +52,13 @@ impl Control {
 
     /// With `files` held.
     async fn collect_alone(&self) -> Result<(), Failure> {
-        let (store, launcher) = (&self.inner.store, &self.inner.launcher);
+        // Files go wherever they are: whoever has none has nothing to do.
+        let (store, regions) = (&self.inner.store, &self.inner.regions);
         store.delete_needless_clones().await?;
         for snapshot in store.deleted_snapshots().await? {
-            launcher.remove_snapshot(snapshot).await?;
+            for launcher in regions.all() {
+                launcher.remove_snapshot(snapshot).await?;
+            }
             store.remove_snapshot(snapshot).await?;
             self.inner.snapshot_hub.notify(snapshot);
         }
@@ -66,7 +69,9 @@ impl Control {
                 return Ok(());
             }
             for layer in needless {
-                launcher.remove_layer(layer).await?;
+                for launcher in regions.all() {
+                    launcher.remove_layer(layer).await?;
+                }
                 store.remove_layer(layer).await?;
             }
         }
@@ -88,11 +93,11 @@ impl Control {
     /// lower one next: the lower one goes when every such start has ended.
     pub async fn merge_one(&self) -> Result<bool, Failure> {
         let _one = self.inner.storage.merging.lock().await;
-        let (store, launcher) = (&self.inner.store, &self.inner.launcher);
+        let store = &self.inner.store;
         let (lower, upper, disk_bytes) = {
             let _alone = self.alone_with_files().await?;
-            let Some((lower, upper)) = mergeable(&store.layers().await?) else { return Ok(false) };
-            (lower, upper, launcher.merge(lower, upper).await?)
+            let Some((lower, upper, region)) = mergeable(&store.layers().await?) else { return Ok(false) };
+            (lower, upper, self.inner.regions.of(&region)?.merge(lower, upper).await?)
         };
         for handle in self.launching().await? {
             // How it ended is not our matter.
@@ -109,24 +114,26 @@ impl Control {
     /// Files of layers and snapshots that no row knows: what a crash left before a row was written, or after
     /// it was removed.
     pub(crate) async fn remove_unknown_storage(&self, workflows: &[WorkflowRecord]) -> Result<(), Failure> {
-        let (store, launcher) = (&self.inner.store, &self.inner.launcher);
+        let store = &self.inner.store;
         let mut layers: HashSet<LayerId> = store.layers().await?.iter().map(|layer| layer.id).collect();
         for workflow in workflows {
             if let Some(WorkflowPayload::Capture { layer, .. }) = workflow.payload {
                 layers.insert(layer);
             }
         }
-        let stored = launcher.stored().await?;
-        for snapshot in stored.snapshots {
-            if store.snapshot(snapshot).await?.is_none() {
-                tracing::warn!(%snapshot, "removing the files of a snapshot that does not exist");
-                launcher.remove_snapshot(snapshot).await?;
+        for launcher in self.inner.regions.all() {
+            let stored = launcher.stored().await?;
+            for snapshot in stored.snapshots {
+                if store.snapshot(snapshot).await?.is_none() {
+                    tracing::warn!(%snapshot, "removing the files of a snapshot that does not exist");
+                    launcher.remove_snapshot(snapshot).await?;
+                }
             }
-        }
-        for layer in stored.layers {
-            if !layers.contains(&layer) {
-                tracing::warn!(%layer, "removing the file of a layer that does not exist");
-                launcher.remove_layer(layer).await?;
+            for layer in stored.layers {
+                if !layers.contains(&layer) {
+                    tracing::warn!(%layer, "removing the file of a layer that does not exist");
+                    launcher.remove_layer(layer).await?;
+                }
             }
         }
         Ok(())
@@ -192,8 +199,8 @@ impl Control {
     }
 }
 
-/// A layer below a chain that is too long which serves nobody but one other, and that other.
-fn mergeable(layers: &[LayerRecord]) -> Option<(LayerId, LayerId)> {
+/// A layer below a chain that is too long which serves nobody but one other, that other, and where both are.
+fn mergeable(layers: &[LayerRecord]) -> Option<(LayerId, LayerId, RegionName)> {
     let by_id: HashMap<LayerId, &LayerRecord> = layers.iter().map(|layer| (layer.id, layer)).collect();
     let mut children: HashMap<LayerId, usize> = HashMap::new();
     for parent in layers.iter().filter_map(|layer| layer.parent) {
@@ -208,7 +215,7 @@ fn mergeable(layers: &[LayerRecord]) -> Option<(LayerId, LayerId)> {
         }
         let pair = chain.windows(2).find_map(|pair| match pair {
             [upper, lower] if lower.users == 0 && children.get(&lower.id) == Some(&1) => {
-                Some((lower.id, upper.id))
+                Some((lower.id, upper.id, upper.region.clone()))
             }
             _ => None,
         });

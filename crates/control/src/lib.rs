@@ -40,10 +40,12 @@ mod keysyms;
 mod layers;
 mod logs;
 mod metrics;
+mod moves;
 mod observer;
 mod places;
 mod ports;
 mod preview;
+mod regions;
 mod retention;
 mod rotate;
 mod seal;
@@ -67,7 +69,6 @@ use std::sync::Arc;
 
 use camino::Utf8PathBuf;
 use roost_api::{ComputerId, Size, SnapshotId, Timestamp};
-use roost_launch::Launcher;
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::{Home, Store};
 
@@ -85,6 +86,7 @@ pub use keys::{AdminKey, first_key, key_view};
 pub use places::{MadeWorkspace, project_view, workspace_view};
 pub use ports::ExposedPort;
 pub use preview::{Answer, Decision, Door, Place, Session, Visitor};
+pub use regions::Regions;
 pub use retention::EventRetention;
 pub use roost_guest_proto::v1::TerminalSize;
 pub use roost_guest_proto::v1::{FileChange, FileEvent, FileInfo, FileKind};
@@ -179,7 +181,7 @@ pub struct Control {
 #[derive(Debug)]
 struct Inner {
     store: Store,
-    launcher: Arc<dyn Launcher>,
+    regions: Regions,
     templates: Arc<dyn Templates>,
     home: Home,
     config: Config,
@@ -209,7 +211,7 @@ impl Control {
     /// Opens the control plane: picks up every computer and every unfinished workflow where it is.
     pub async fn start(
         store: Store,
-        launcher: Arc<dyn Launcher>,
+        regions: impl Into<Regions>,
         templates: Arc<dyn Templates>,
         config: Config,
         hook: Arc<dyn StepHook>,
@@ -221,7 +223,7 @@ impl Control {
         let control = Self {
             inner: Arc::new(Inner {
                 store,
-                launcher,
+                regions: regions.into(),
                 templates,
                 home,
                 config,

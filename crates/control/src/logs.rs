@@ -96,7 +96,7 @@ impl Control {
 
     /// The newest console lines; those of the failure when the computer failed.
     async fn console(&self, record: &ComputerRecord, lines: usize) -> Result<Vec<LogEntry>, Failure> {
-        let live = self.inner.launcher.console(record.id, lines).await?;
+        let live = self.inner.regions.of(&record.region)?.console(record.id, lines).await?;
         if !live.is_empty() || record.observed != Observed::Failed {
             return Ok(live.into_iter().map(of_console).collect());
         }
@@ -108,7 +108,7 @@ impl Control {
     async fn journal(&self, record: &ComputerRecord, wanted: &Wanted) -> Result<Vec<LogEntry>, Failure> {
         self.require_running(record)?;
         let read = async {
-            let mut replies = self.ask_journal(record.id, wanted, wanted.since, false).await?;
+            let mut replies = self.ask_journal(record, wanted, wanted.since, false).await?;
             let mut entries = Vec::new();
             while let Some(reply) = replies.message().await.map_err(Failure::from_guest)? {
                 entries.extend(reply.lines.into_iter().map(of_service));
@@ -126,7 +126,7 @@ impl Control {
 
     async fn ask_journal(
         &self,
-        computer: ComputerId,
+        record: &ComputerRecord,
         wanted: &Wanted,
         since: Option<Timestamp>,
         follow: bool,
@@ -137,7 +137,7 @@ impl Control {
             follow,
             service: wanted.service.clone(),
         };
-        let mut client = LogsClient::new(self.unused_guest(computer)?);
+        let mut client = LogsClient::new(self.unused_guest(record.id, &record.region)?);
         Ok(client.read(request).await.map_err(Failure::from_guest)?.into_inner())
     }
 
@@ -241,7 +241,13 @@ impl Follower {
     }
 
     async fn follow_console(&mut self, record: &ComputerRecord) -> Result<Again, Gone> {
-        let launcher = &self.control.inner.launcher;
+        let launcher = match self.control.inner.regions.of(&record.region) {
+            Ok(launcher) => launcher,
+            Err(failure) => {
+                tracing::debug!(computer = %record.id, "a console cannot be followed: {failure}");
+                return Ok(Again::Change);
+            }
+        };
         match launcher.follow_console(record.id, self.wanted.lines).await {
             Ok(mut lines) => {
                 while let Some(line) = lines.next().await {
@@ -261,7 +267,7 @@ impl Follower {
         if status(record) != Status::Running {
             return Ok(Again::Change);
         }
-        let asked = self.control.ask_journal(record.id, &self.wanted, Some(self.told), true).await;
+        let asked = self.control.ask_journal(record, &self.wanted, Some(self.told), true).await;
         let Ok(mut replies) = asked else { return Ok(Again::Soon) };
         while let Ok(Some(reply)) = replies.message().await {
             for line in reply.lines {

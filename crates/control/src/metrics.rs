@@ -73,7 +73,8 @@ impl Control {
     }
 
     async fn guest_usage(&self, computer: ComputerId) -> Result<UsageReply, Failure> {
-        let mut client = SystemClient::new(self.unused_guest(computer)?);
+        let region = self.record(computer).await?.region;
+        let mut client = SystemClient::new(self.unused_guest(computer, &region)?);
         let answer = tokio::time::timeout(PATIENCE, client.usage(UsageRequest {})).await;
         let answer = answer.map_err(Failure::internal)?;
         Ok(answer.map_err(Failure::from_guest)?.into_inner())

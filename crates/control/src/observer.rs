@@ -7,9 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::StreamExt;
-use roost_api::ComputerId;
+use roost_api::{ComputerId, RegionName};
 use roost_launch::{MachineState, Report};
-use roost_store::{Desired, Observed, WorkflowKind};
+use roost_store::{ComputerRecord, Desired, Observed, WorkflowKind};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +68,15 @@ impl Observers {
 
 impl Control {
     /// Follows the computer's machine from now on, instead of an earlier one.
-    pub(crate) fn observe(&self, computer: ComputerId) {
+    pub(crate) fn observe(&self, record: &ComputerRecord) {
+        let computer = record.id;
+        let launcher = match self.inner.regions.of(&record.region) {
+            Ok(launcher) => launcher.clone(),
+            Err(failure) => {
+                tracing::warn!(%computer, "its machine is not followed: {failure}");
+                return;
+            }
+        };
         let control = self.clone();
         let end = CancellationToken::new();
         let ended = end.clone();
@@ -79,7 +87,7 @@ impl Control {
                 older.end.cancel();
                 older.ended().await;
             }
-            let mut states = control.inner.launcher.watch(computer);
+            let mut states = launcher.watch(computer);
             let mut sampling = None;
             while let Some(Some(state)) = ended.run_until_cancelled(states.next()).await {
                 sampling = match state.report {
@@ -141,8 +149,9 @@ impl Control {
             if busy || !runs || self.inner.observers.follows(computer) {
                 continue;
             }
-            match self.inner.launcher.watch(computer).next().await {
-                Some(state) if !state.report.is_final() => self.observe(computer),
+            let Ok(launcher) = self.inner.regions.of(&record.region) else { continue };
+            match launcher.watch(computer).next().await {
+                Some(state) if !state.report.is_final() => self.observe(&record),
                 Some(mut state) => {
                     if state.report == Report::Vanished {
                         // Nobody saw its end.
@@ -161,16 +170,22 @@ impl Control {
     /// Brings rows, processes and files together after a start of the control plane. No other server may be there.
     pub(crate) async fn reconcile(&self) -> Result<(), Failure> {
         let store = &self.inner.store;
-        let launcher = &self.inner.launcher;
-        let mut known = HashSet::new();
+        let mut known: HashMap<ComputerId, RegionName> = HashMap::new();
         let mut always_on = Vec::new();
         for record in store.all_computers().await? {
             let computer = record.id;
-            known.insert(computer);
+            known.insert(computer, record.region.clone());
             // A capture or a resize goes on beside a machine that is followed as ever.
             if record.intended.is_some_and(|kind| !kind.is_brief()) {
                 continue; // its workflow is resumed below
             }
+            let launcher = match self.inner.regions.of(&record.region) {
+                Ok(launcher) => launcher,
+                Err(failure) => {
+                    tracing::warn!(%computer, "it is left as it is: {failure}");
+                    continue;
+                }
+            };
             let found = launcher.watch(computer).next().await;
             let alive = found.as_ref().is_some_and(|state| !state.report.is_final());
             if !alive {
@@ -178,7 +193,7 @@ impl Control {
                 store.end_lost_run(computer).await?;
             }
             match record.desired {
-                Desired::Running if alive => self.observe(computer),
+                Desired::Running if alive => self.observe(&record),
                 Desired::Running => {
                     let vanished = found.as_ref().is_none_or(|state| state.report == Report::Vanished);
                     if vanished && record.observed != Observed::Failed {
@@ -211,12 +226,14 @@ impl Control {
             }
         }
         let workflows = store.active_workflows().await?;
-        known.extend(workflows.iter().map(|workflow| workflow.computer));
-        for orphan in launcher.present().await? {
-            if !known.contains(&orphan) {
-                tracing::warn!(computer = %orphan, "removing what is left of a computer that does not exist");
-                launcher.end(orphan).await?;
-                launcher.remove(orphan).await?;
+        let busy: HashSet<ComputerId> = workflows.iter().map(|workflow| workflow.computer).collect();
+        for (region, launcher) in self.inner.regions.iter() {
+            for found in launcher.present().await? {
+                if known.get(&found) != Some(region) && !busy.contains(&found) {
+                    tracing::warn!(computer = %found, %region, "removing what is left of a computer that is not there");
+                    launcher.end(found).await?;
+                    launcher.remove(found).await?;
+                }
             }
         }
         self.remove_unknown_storage(&workflows).await?;

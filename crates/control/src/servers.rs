@@ -233,12 +233,12 @@ impl Control {
         Ok(handle)
     }
 
-    /// What to wait for until no server is starting a machine that it began to start before.
+    /// What to wait for until no server is reading layers that it began to read before.
     pub(crate) async fn launching(&self) -> Result<Vec<Handle>, Failure> {
         let mut handles = self.inner.engine.launching();
         if self.inner.store.is_shared() {
             for workflow in self.inner.store.active_workflows().await? {
-                if workflow.kind.launches() {
+                if workflow.kind.reads_layers() {
                     handles.push(Handle::elsewhere(self.clone(), workflow));
                 }
             }

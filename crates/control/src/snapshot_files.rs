@@ -122,7 +122,7 @@ impl Control {
         self.require_ready(snapshot)?;
         let layer = snapshot.layer.ok_or_else(|| not_ready(snapshot.status))?;
         Ok(Disk {
-            path: self.inner.launcher.layer(layer),
+            path: self.inner.regions.of(&snapshot.region)?.layer(layer),
             allowed: self.inner.config.disk_directories.clone(),
         })
     }

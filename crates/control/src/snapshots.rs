@@ -64,11 +64,10 @@ impl Control {
         let name = given_name(request.name.as_deref())?;
         let metadata = request.metadata.clone().map(|map| metadata(Some(map))).transpose()?;
         self.require_credits(caller.tenant).await?;
-        self.admit(Start::Booted).await?;
         let clone_id = ComputerId::new();
         let source = self.record(id).await?;
         check_clone(&source, &request)?;
-        self.wanted_region(request.region.as_deref())?;
+        self.admit(&source.region, Start::Booted).await?;
         let set = request.env.clone().unwrap_or_default();
         let env = self.variables_of(caller.tenant, id, clone_id, &set).await?;
         let begun = self
@@ -101,6 +100,7 @@ impl Control {
                     },
                     always_on: request.always_on.unwrap_or(false),
                     disk_gib: source.disk_gib,
+                    region: source.region.clone(),
                     snapshot: Some(snapshot.id),
                     layer: None,
                     last_snapshot: source.last_snapshot,
@@ -211,7 +211,7 @@ impl Control {
                 }
                 Begin::Missing => return Err(Failure::computer_not_found()),
                 Begin::Refused(Refusal::Moment) => self.moment(id).await?,
-                Begin::Refused(Refusal::Status(now)) => return Err(must_be_stopped(now)),
+                Begin::Refused(Refusal::Status(now)) => return Err(must_be_stopped(now, "resize")),
             }
         }
     }
@@ -238,10 +238,10 @@ impl Control {
     }
 
     /// 409 for a computer that is not stopped; called before the body of a request is looked at.
-    pub fn require_stopped(&self, record: &ComputerRecord) -> Result<(), Failure> {
+    pub fn require_stopped(&self, record: &ComputerRecord, verb: &str) -> Result<(), Failure> {
         match status(record) {
             Status::Stopped => Ok(()),
-            now => Err(must_be_stopped(now)),
+            now => Err(must_be_stopped(now, verb)),
         }
     }
 
@@ -265,7 +265,7 @@ impl Control {
         let name = given_name(request.name.as_deref())?;
         self.require_ready(snapshot)?;
         self.require_credits(caller.tenant).await?;
-        self.admit(Start::Snapshot { memory_bytes: snapshot.memory_bytes }).await?;
+        self.admit(&snapshot.region, Start::Snapshot { memory_bytes: snapshot.memory_bytes }).await?;
         let name = name.unwrap_or_else(|| format!("{}-restored", snapshot.computer_name));
         let id = ComputerId::new();
         let env = self.variables_of(snapshot.tenant_id, snapshot.computer_id, id, &BTreeMap::new()).await?;
@@ -291,6 +291,7 @@ impl Control {
                 auto_stop: attributes.auto_stop,
                 always_on: false,
                 disk_gib: snapshot.disk_gib,
+                region: snapshot.region.clone(),
                 snapshot: Some(snapshot.id),
                 layer: snapshot.layer,
                 last_snapshot: Some(snapshot.id),
@@ -665,6 +666,13 @@ fn check_clone(source: &ComputerRecord, request: &CloneComputer) -> Result<(), A
             return Err(ApiError::field("size", problem));
         }
     }
+    if let Some(region) = request.region.as_deref().map(str::trim).filter(|region| !region.is_empty())
+        && region != source.region.as_str()
+    {
+        let problem =
+            format!("a clone is where its source is, which is {}; move it when it is stopped", source.region);
+        return Err(ApiError::field("region", problem));
+    }
     Ok(())
 }
 
@@ -719,9 +727,10 @@ fn wanted_size(request: &ResizeComputer) -> Result<Size, ApiError> {
     })
 }
 
-fn must_be_stopped(now: Status) -> Failure {
+pub(crate) fn must_be_stopped(now: Status, verb: &str) -> Failure {
     let details = json!({ "status": now.as_str() });
-    ApiError::new(ErrorCode::ResourceState, "computer must be stopped to resize").with_details(details).into()
+    let message = format!("computer must be stopped to {verb}");
+    ApiError::new(ErrorCode::ResourceState, message).with_details(details).into()
 }
 
 pub(crate) fn not_ready(status: SnapshotStatus) -> Failure {

@@ -248,6 +248,6 @@ impl Control {
         let target = templates.warm_target(name, digest, size)?;
         let (accelerator, network) = (self.inner.config.accelerator, self.inner.config.network.clone());
         let parts = WarmParts { template, size, accelerator, network };
-        build(self.inner.launcher.as_ref(), &parts, &target).await
+        build(self.inner.regions.local().as_ref(), &parts, &target).await
     }
 }

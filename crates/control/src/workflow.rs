@@ -1,4 +1,4 @@
-//! Durable workflows: create, start, stop, restart, delete, capture, resize.
+//! Durable workflows: create, start, stop, restart, delete, capture, resize, move.
 //!
 //! A workflow is a fixed list of named steps ([`plan`]). Each step may be run twice with the same result,
 //! each has an undo (often nothing), and the row in SQL says whether it goes forward or, from which step, back.
@@ -14,10 +14,11 @@
 //!   delete    EndMachine -> RemoveFiles -> RemoveRow
 //!   capture   Capture -> RecordCapture
 //!   resize    DropMemory -> RecordSize
+//!   move      CopyFiles -> SwitchRegion -> RemoveSource
 //! ```
 //!
-//! Stop saves the memory and restart does not: it is a real reboot. Capture and resize take a moment; the
-//! computer keeps its status meanwhile, and other verbs wait for them.
+//! Stop saves the memory and restart does not: it is a real reboot. Capture, resize and move take a
+//! moment; the computer keeps its status meanwhile, and other verbs wait for them.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -26,8 +27,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use roost_api::{ApiError, ComputerId, ErrorCode, Size, WorkflowId};
-use roost_launch::{Abandoned, Capture, Need, Report};
+use roost_api::{ApiError, ComputerId, ErrorCode, RegionName, Size, WorkflowId};
+use roost_launch::{Abandoned, Capture, MachineState, Need, Report};
 use roost_machine_proto::{BootSpec, DiskSpec, MachineSpec};
 use roost_store::{
     ComputerRecord, Finish, Observed, Recorded, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
@@ -83,6 +84,12 @@ pub enum Step {
     DropMemory,
     /// The row has the new size.
     RecordSize,
+    /// All files of the computer are also in the other region.
+    CopyFiles,
+    /// The row names the other region.
+    SwitchRegion,
+    /// No file of the computer is left in the region it was in.
+    RemoveSource,
 }
 
 /// The steps of each workflow, in order.
@@ -103,6 +110,7 @@ pub fn plan(kind: WorkflowKind) -> &'static [Step] {
         WorkflowKind::Delete => &[Step::EndMachine, Step::RemoveFiles, Step::RemoveRow],
         WorkflowKind::Capture => &[Step::Capture, Step::RecordCapture],
         WorkflowKind::Resize => &[Step::DropMemory, Step::RecordSize],
+        WorkflowKind::Move => &[Step::CopyFiles, Step::SwitchRegion, Step::RemoveSource],
     }
 }
 
@@ -208,10 +216,14 @@ impl Engine {
         running.values().find(|run| run.computer == computer).map(|run| Handle::here(run.done.clone()))
     }
 
-    /// The runs that are starting machines.
+    /// The runs that read layers.
     pub(crate) fn launching(&self) -> Vec<Handle> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().filter(|run| run.kind.launches()).map(|run| Handle::here(run.done.clone())).collect()
+        running
+            .values()
+            .filter(|run| run.kind.reads_layers())
+            .map(|run| Handle::here(run.done.clone()))
+            .collect()
     }
 
     /// Asks the run at work on `computer` to give up, and returns what to wait for.
@@ -379,11 +391,11 @@ impl Control {
 
     async fn perform(&self, workflow: &WorkflowRecord, step: Step) -> Result<(), Failure> {
         let computer = workflow.computer;
-        let launcher = &self.inner.launcher;
         match step {
             Step::AwaitOrigin => self.await_origin(computer).await,
             Step::LaunchMachine => {
                 let record = self.record(computer).await?;
+                let launcher = self.inner.regions.of(&record.region)?;
                 let (spec, need) = self.machine_spec(&record).await?;
                 // One that is there already takes nothing more.
                 let there = launcher.watch(computer).next().await.is_some_and(|state| {
@@ -394,13 +406,14 @@ impl Control {
                 }
                 launcher.launch(&spec).await?;
                 self.inner.guests.forget(computer);
-                self.observe(computer);
+                self.observe(&record);
                 Ok(())
             }
             Step::AwaitRunning => self.await_running(computer, workflow.generation).await,
             Step::SetEnvironment => self.give_environment(&self.record(computer).await?).await,
             Step::AskStop => {
                 if self.runs_older(workflow).await {
+                    let launcher = self.launcher_of(computer).await?;
                     match workflow.kind {
                         WorkflowKind::Stop => launcher.suspend(computer).await?,
                         _ => launcher.stop(computer).await?,
@@ -410,6 +423,7 @@ impl Control {
             }
             Step::AwaitStopped => {
                 if self.runs_older(workflow).await {
+                    let launcher = self.launcher_of(computer).await?;
                     let gone = launcher.watch(computer).filter(|state| {
                         let is_final = state.report.is_final();
                         async move { is_final }
@@ -434,9 +448,15 @@ impl Control {
             Step::EndMachine => {
                 self.inner.observers.forget(computer).await;
                 self.inner.guests.forget(computer);
-                Ok(launcher.end(computer).await?)
+                self.end_everywhere(computer).await
             }
-            Step::RemoveFiles => Ok(launcher.remove(computer).await?),
+            // Run again, it finds no row that says where they were.
+            Step::RemoveFiles => {
+                for launcher in self.inner.regions.all() {
+                    launcher.remove(computer).await?;
+                }
+                Ok(())
+            }
             Step::RemoveRow => Ok(self.inner.store.remove_computer(computer).await?),
             Step::Capture => {
                 let capture = capture(workflow)?;
@@ -445,7 +465,7 @@ impl Control {
                 }
                 self.inner.store.snapshot_progress(capture.snapshot, "capturing", 10).await?;
                 self.inner.snapshot_hub.notify(capture.snapshot);
-                launcher.capture(computer, &capture).await?;
+                self.launcher_of(computer).await?.capture(computer, &capture).await?;
                 Ok(())
             }
             Step::RecordCapture => {
@@ -454,7 +474,7 @@ impl Control {
                     return Ok(());
                 }
                 // It is kept already and answers again.
-                let captured = launcher.capture(computer, &capture).await?;
+                let captured = self.launcher_of(computer).await?.capture(computer, &capture).await?;
                 let recorded = Recorded {
                     disk_bytes: captured.disk_bytes,
                     memory_bytes: captured.memory_bytes,
@@ -469,8 +489,11 @@ impl Control {
                 Ok(())
             }
             // Before the size: memory of another size must never be beside a disk.
-            Step::DropMemory => Ok(launcher.drop_memory(computer).await?),
+            Step::DropMemory => Ok(self.launcher_of(computer).await?.drop_memory(computer).await?),
             Step::RecordSize => Ok(self.inner.store.resize_computer(computer, new_size(workflow)?).await?),
+            Step::CopyFiles => self.copy_files(workflow).await,
+            Step::SwitchRegion => self.switch_region(workflow).await,
+            Step::RemoveSource => self.remove_elsewhere(workflow).await,
         }
     }
 
@@ -484,8 +507,8 @@ impl Control {
             Step::AskStop if workflow.kind == WorkflowKind::Stop && self.runs(workflow).await => {}
             Step::LaunchMachine | Step::AskStop => {
                 let mut pause = Duration::from_millis(100);
-                while let Err(error) = self.inner.launcher.end(computer).await {
-                    tracing::error!(%computer, error = &error as &dyn std::error::Error,
+                while let Err(failure) = self.end_everywhere(computer).await {
+                    tracing::error!(%computer, failure = &failure as &dyn std::error::Error,
                         "failed to end a machine; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(10));
@@ -510,6 +533,9 @@ impl Control {
                     self.abandon(computer, &capture, reason).await;
                 }
             }
+            Step::CopyFiles | Step::SwitchRegion | Step::RemoveSource => {
+                self.surely_remove_elsewhere(workflow).await;
+            }
             Step::AwaitOrigin
             | Step::AwaitRunning
             | Step::SetEnvironment
@@ -521,6 +547,14 @@ impl Control {
             | Step::DropMemory
             | Step::RecordSize => {}
         }
+    }
+
+    /// Ends whatever machine the computer has. There is one at most, but for a row that is gone nobody knows where.
+    async fn end_everywhere(&self, computer: ComputerId) -> Result<(), Failure> {
+        for launcher in self.inner.regions.all() {
+            launcher.end(computer).await?;
+        }
+        Ok(())
     }
 
     /// Whether an earlier run of this workflow got this far. The snapshot may have been used and freed since; a
@@ -558,7 +592,7 @@ impl Control {
         if found.is_some_and(|found| found.status == SnapshotStatus::Ready) {
             return Ok(());
         }
-        let layer = match self.inner.launcher.abandon(computer, capture).await? {
+        let layer = match self.launcher_of(computer).await?.abandon(computer, capture).await? {
             Abandoned::Untouched => None,
             Abandoned::LayerInUse { disk_bytes } => Some((capture.layer, disk_bytes)),
         };
@@ -567,14 +601,19 @@ impl Control {
 
     /// Whether the machine that this workflow speaks to still runs.
     async fn runs(&self, workflow: &WorkflowRecord) -> bool {
-        let now = self.inner.launcher.watch(workflow.computer).next().await;
+        let now = self.newest_state(workflow.computer).await;
         now.is_some_and(|state| state.generation == workflow.generation && !state.report.is_final())
+    }
+
+    async fn newest_state(&self, computer: ComputerId) -> Option<MachineState> {
+        // One that is gone, or in a region that is, has no machine that anybody here can speak to.
+        self.launcher_of(computer).await.ok()?.watch(computer).next().await
     }
 
     /// Whether a machine runs that this workflow is to stop. A restart that is run again after a crash must
     /// not stop the machine it has already started.
     async fn runs_older(&self, workflow: &WorkflowRecord) -> bool {
-        let now = self.inner.launcher.watch(workflow.computer).next().await;
+        let now = self.newest_state(workflow.computer).await;
         now.is_some_and(|state| {
             let older = match workflow.kind {
                 WorkflowKind::Restart => state.generation < workflow.generation,
@@ -583,7 +622,8 @@ impl Control {
                 | WorkflowKind::Stop
                 | WorkflowKind::Delete
                 | WorkflowKind::Capture
-                | WorkflowKind::Resize => true,
+                | WorkflowKind::Resize
+                | WorkflowKind::Move => true,
             };
             older && !state.report.is_final()
         })
@@ -643,7 +683,7 @@ impl Control {
                 ),
             )
         })?;
-        let launcher = &self.inner.launcher;
+        let launcher = self.inner.regions.of(&record.region)?;
         let size_gib = record.disk_gib;
         // Until the first start has succeeded the disk is made anew: nothing of the user is on it.
         let (disk, memory) = if record.provisioned {
@@ -682,14 +722,14 @@ impl Control {
         Ok((spec, Need { memory, disk: DISK_OF_START }))
     }
 
-    /// Whether this host has room for one more: asked before anything is promised, and again when it starts.
-    pub(crate) async fn admit(&self, start: Start) -> Result<(), Failure> {
+    /// Whether a region has room for one more: asked before anything is promised, and again when it starts.
+    pub(crate) async fn admit(&self, region: &RegionName, start: Start) -> Result<(), Failure> {
         let memory = match start {
             Start::Warm => WARM_MEMORY,
             Start::Booted | Start::Snapshot { memory_bytes: None } => BOOTED_MEMORY,
             Start::Snapshot { memory_bytes: Some(bytes) } => bytes + MEMORY_BESIDE_SNAPSHOT,
         };
-        Ok(self.inner.launcher.admit(&Need { memory, disk: DISK_OF_START }).await?)
+        Ok(self.inner.regions.of(region)?.admit(&Need { memory, disk: DISK_OF_START }).await?)
     }
 }
 
@@ -708,18 +748,22 @@ pub(crate) enum Start {
 fn capture(workflow: &WorkflowRecord) -> Result<Capture, Failure> {
     match workflow.payload {
         Some(WorkflowPayload::Capture { snapshot, layer }) => Ok(Capture { snapshot, layer }),
-        Some(WorkflowPayload::Resize { .. }) | None => Err(without_payload(workflow)),
+        Some(WorkflowPayload::Resize { .. } | WorkflowPayload::Move { .. }) | None => {
+            Err(without_payload(workflow))
+        }
     }
 }
 
 fn new_size(workflow: &WorkflowRecord) -> Result<Size, Failure> {
     match workflow.payload {
         Some(WorkflowPayload::Resize { size }) => Ok(size),
-        Some(WorkflowPayload::Capture { .. }) | None => Err(without_payload(workflow)),
+        Some(WorkflowPayload::Capture { .. } | WorkflowPayload::Move { .. }) | None => {
+            Err(without_payload(workflow))
+        }
     }
 }
 
-fn without_payload(workflow: &WorkflowRecord) -> Failure {
+pub(crate) fn without_payload(workflow: &WorkflowRecord) -> Failure {
     let what = format!("the {} workflow {} does not say what to do", workflow.kind.as_str(), workflow.id);
     Failure::internal(std::io::Error::other(what))
 }

@@ -13,12 +13,14 @@ use camino::Utf8PathBuf;
 use futures_util::StreamExt;
 use roost_api::{
     CloneComputer, ComputerId, CreateComputer, CreateSnapshot, ErrorCode, EventId, ForkSnapshot,
-    NameSnapshot, ResizeComputer, Size, SnapshotId, SnapshotState, Status, UpdateComputer,
+    MoveComputer, NameSnapshot, RegionName, ResizeComputer, Size, SnapshotId, SnapshotState, Status,
+    UpdateComputer,
 };
 use roost_control::status::status;
 use roost_control::{
-    Act, Caller, Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, SealKey,
-    Sharing, Step, StepHook, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles, plan,
+    Act, Caller, ComputerRecord, Config, Control, CreditConfig, EventRetention, Failure, FileConfig, NoHook,
+    PublicUrls, Regions, SealKey, Sharing, Step, StepHook, StreamKey, TemplateError, TemplateFiles,
+    Templates, WarmFiles, plan,
 };
 use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
@@ -119,20 +121,26 @@ struct World {
     database: Arc<TestDatabase>,
     store: Store,
     launcher: Arc<Simulated>,
+    /// Of the other region.
+    far: Arc<Simulated>,
     caller: Caller,
+}
+
+fn far() -> RegionName {
+    "far".parse().unwrap()
 }
 
 impl World {
     async fn new() -> Self {
-        Self::on(Arc::new(TestDatabase::new().await), Arc::new(Simulated::default())).await
+        Self::on(Arc::new(TestDatabase::new().await), Arc::default(), Arc::default()).await
     }
 
     /// Connects anew: what an earlier runtime had open went with it.
-    async fn on(database: Arc<TestDatabase>, launcher: Arc<Simulated>) -> Self {
+    async fn on(database: Arc<TestDatabase>, launcher: Arc<Simulated>, far: Arc<Simulated>) -> Self {
         let store = database.store().await;
         let home = store.home().await.unwrap();
         let caller = home.administrator();
-        Self { database, store, launcher, caller }
+        Self { database, store, launcher, far, caller }
     }
 
     async fn control(&self, hook: Arc<dyn StepHook>) -> Control {
@@ -140,6 +148,16 @@ impl World {
     }
 
     async fn control_with(&self, hook: Arc<dyn StepHook>, templates: Arc<OneTemplate>) -> Control {
+        let regions = Regions::from(self.launcher.clone()).with(far(), self.far.clone());
+        self.control_of(regions, hook, templates).await
+    }
+
+    async fn control_of(
+        &self,
+        regions: Regions,
+        hook: Arc<dyn StepHook>,
+        templates: Arc<OneTemplate>,
+    ) -> Control {
         let config = Config {
             urls: PublicUrls {
                 origin: "http://127.0.0.1:1".to_owned(),
@@ -157,7 +175,7 @@ impl World {
             sharing: Sharing::default(),
             files: FileConfig::default(),
         };
-        Control::start(self.store.clone(), self.launcher.clone(), templates, config, hook).await.unwrap()
+        Control::start(self.store.clone(), regions, templates, config, hook).await.unwrap()
     }
 
     async fn create(&self, control: &Control) -> ComputerId {
@@ -201,6 +219,19 @@ impl World {
         new
     }
 
+    async fn move_to(
+        &self,
+        control: &Control,
+        id: ComputerId,
+        region: &str,
+    ) -> Result<ComputerRecord, Failure> {
+        control.move_computer(id, MoveComputer { region: Some(region.to_owned()) }).await
+    }
+
+    fn launcher_in(&self, region: &RegionName) -> &Arc<Simulated> {
+        if *region == far() { &self.far } else { &self.launcher }
+    }
+
     /// Waits until nobody is at work on the computer.
     async fn idle(&self, control: &Control, id: ComputerId) {
         control.wait_until(id, |record| record.intended.is_none()).await.unwrap();
@@ -213,7 +244,7 @@ impl World {
         let mut expected_running = Vec::new();
         let mut known = Vec::new();
         for record in self.store.all_computers().await.unwrap() {
-            known.push(record.id);
+            known.push((record.id, record.region.clone()));
             match status(&record) {
                 Status::Running => expected_running.push(record.id),
                 Status::Stopped | Status::Error => {}
@@ -225,27 +256,33 @@ impl World {
                     Some(layer) => self.launcher.layer(layer),
                     None => "/warm/disk".into(),
                 };
-                assert_eq!(self.launcher.disk_base(record.id), Some(expected), "{record:?}");
+                let launcher = self.launcher_in(&record.region);
+                assert_eq!(launcher.disk_base(record.id), Some(expected), "{record:?}");
             }
         }
-        let mut running = self.launcher.running();
+        let mut running = [self.launcher.running(), self.far.running()].concat();
         running.sort();
         expected_running.sort();
         assert_eq!(running, expected_running, "machines and statuses do not agree");
-        for present in self.launcher.present().await.unwrap() {
-            assert!(known.contains(&present), "files of a computer that does not exist");
-        }
         control.collect().await.unwrap();
-        self.launcher.check_storage();
-        let mut stored = self.launcher.stored().await.unwrap();
-        let mut layers: Vec<_> = self.store.layers().await.unwrap().iter().map(|layer| layer.id).collect();
-        stored.layers.sort();
-        layers.sort();
-        assert_eq!(stored.layers, layers, "files and rows of layers do not agree");
-        for snapshot in &stored.snapshots {
-            let row =
-                self.store.snapshot(*snapshot).await.unwrap().expect("files of a snapshot that is not there");
-            assert_eq!(row.status, SnapshotStatus::Ready, "{row:?}");
+        for region in [RegionName::local(), far()] {
+            let launcher = self.launcher_in(&region);
+            for present in launcher.present().await.unwrap() {
+                assert!(known.contains(&(present, region.clone())), "files of a computer that is not there");
+            }
+            launcher.check_storage();
+            let mut stored = launcher.stored().await.unwrap();
+            let layers = self.store.layers().await.unwrap();
+            let mut layers: Vec<_> =
+                layers.iter().filter(|layer| layer.region == region).map(|layer| layer.id).collect();
+            stored.layers.sort();
+            layers.sort();
+            assert_eq!(stored.layers, layers, "files and rows of layers do not agree");
+            for snapshot in &stored.snapshots {
+                let row = self.store.snapshot(*snapshot).await.unwrap();
+                let row = row.expect("files of a snapshot that is not there");
+                assert_eq!((row.status, &row.region), (SnapshotStatus::Ready, &region), "{row:?}");
+            }
         }
     }
 
@@ -274,8 +311,10 @@ impl World {
     async fn check_empty(&self, control: &Control) {
         self.check(control).await;
         assert!(self.store.all_computers().await.unwrap().is_empty());
-        let stored = self.launcher.stored().await.unwrap();
-        assert_eq!((stored.layers, stored.snapshots), (Vec::new(), Vec::new()), "files are left");
+        for launcher in [&self.launcher, &self.far] {
+            let stored = launcher.stored().await.unwrap();
+            assert_eq!((stored.layers, stored.snapshots), (Vec::new(), Vec::new()), "files are left");
+        }
         assert!(self.store.deleted_snapshots().await.unwrap().is_empty());
     }
 
@@ -361,7 +400,7 @@ async fn a_failure_after_any_step_leaks_nothing_and_can_be_mended() {
                 fault.arm(kind, step);
             }
             let id = world.create(&control).await;
-            if matches!(kind, WorkflowKind::Start | WorkflowKind::Resize) {
+            if matches!(kind, WorkflowKind::Start | WorkflowKind::Resize | WorkflowKind::Move) {
                 control.stop(id).await.unwrap();
             }
             fault.arm(kind, step);
@@ -374,6 +413,15 @@ async fn a_failure_after_any_step_leaks_nothing_and_can_be_mended() {
                 WorkflowKind::Resize => {
                     let request = ResizeComputer { size: Some("xl".to_owned()), ..ResizeComputer::default() };
                     control.resize(id, request).await.is_err()
+                }
+                WorkflowKind::Move => {
+                    let failed = world.move_to(&control, id, "far").await.is_err();
+                    // Once the row has named the other region, it is there.
+                    let there = world.store.computer(id).await.unwrap().unwrap().region;
+                    let expected = if step == Step::CopyFiles { RegionName::local() } else { far() };
+                    assert_eq!(there, expected, "{step:?}");
+                    assert!(world.launcher_in(&there).has_memory(id), "{step:?}");
+                    failed
                 }
                 WorkflowKind::Capture => {
                     // What is recorded is a fact; before that there is no snapshot.
@@ -478,6 +526,149 @@ async fn a_refused_capture_fails_the_snapshot_and_the_clone_with_its_reason() {
     assert_eq!(status(&record), Status::Error);
     assert!(record.failure.unwrap().contains("no room for the memory"));
     assert_eq!(world.status(id).await, Some(Status::Running));
+    world.check(&control).await;
+    world.clear(&control).await;
+}
+
+#[tokio::test]
+async fn a_computer_moves_with_its_memory_and_leaves_its_layers() {
+    for runs in [1, 2] {
+        let world = World::new().await;
+        let control = world.control(Arc::new(Fault { at: Mutex::new(None), runs })).await;
+        let id = world.create(&control).await;
+        let (snapshot, _) = world.snapshot_of(&control, id).await;
+        control.stop(id).await.unwrap();
+        let begun = world.store.event_bounds().await.unwrap().last;
+        let moved = world.move_to(&control, id, "far").await.unwrap();
+        assert_eq!((&moved.region, status(&moved), moved.layer), (&far(), Status::Stopped, None));
+        assert!(world.far.has_memory(id) && !world.launcher.has_memory(id));
+        assert_eq!(world.launcher.disk_base(id), None, "the source is left");
+        world.check(&control).await;
+        let told = world.store.events_after(begun, EventsOf::Computer(id), 100).await.unwrap().events;
+        let kinds: Vec<&str> = told.iter().map(|event| event.kind.as_str()).collect();
+        assert_eq!(kinds.last(), Some(&"computer.moved"), "{kinds:?}");
+        assert_eq!(kinds.iter().filter(|kind| **kind == "computer.moved").count(), 1);
+        assert_eq!(told.last().unwrap().data["region"], "far");
+
+        // There it is what it was here.
+        control.start_computer(id).await.unwrap();
+        assert!(world.far.running().contains(&id) && world.launcher.running().is_empty());
+        let (kept, state) = world.snapshot_of(&control, id).await;
+        assert_eq!(state, SnapshotState::Ready);
+        let clone = world.clone_of(&control, id).await;
+        for (computer, region) in [
+            (clone, far()),
+            (world.restored(&control, snapshot).await, RegionName::local()),
+            (world.restored(&control, kept).await, far()),
+        ] {
+            let record = world.store.computer(computer).await.unwrap().unwrap();
+            assert_eq!((status(&record), record.region), (Status::Running, region));
+        }
+        world.check(&control).await;
+        control.stop(id).await.unwrap();
+        let back = world.move_to(&control, id, "local").await.unwrap();
+        assert_eq!((back.region, back.layer), (RegionName::local(), None));
+        control.start_computer(id).await.unwrap();
+        world.check(&control).await;
+        world.clear(&control).await;
+    }
+}
+
+#[tokio::test]
+async fn a_move_that_cannot_be_leaves_the_computer_where_it_is() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let id = world.create(&control).await;
+    let failure = world.move_to(&control, id, "far").await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::ResourceState);
+    assert_eq!(failure.public.message, "computer must be stopped to move");
+    control.stop(id).await.unwrap();
+    for wrong in ["moon", ""] {
+        let failure = world.move_to(&control, id, wrong).await.unwrap_err();
+        assert_eq!(failure.public.code, ErrorCode::ValidationFailed, "{wrong:?}");
+    }
+    // Where it is already there is nothing to do.
+    assert_eq!(world.move_to(&control, id, "local").await.unwrap().region, RegionName::local());
+    world.far.fill(Some("300 MiB of disk are missing"));
+    let failure = world.move_to(&control, id, "far").await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::NoReadyMachine);
+    assert!(failure.public.message.contains("300 MiB"), "{failure}");
+    world.far.fill(None);
+    world.far.refuse("the copy is not what it is a copy of");
+    let failure = world.move_to(&control, id, "far").await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::ResourceState);
+    let record = world.store.computer(id).await.unwrap().unwrap();
+    assert_eq!((record.region, world.launcher.has_memory(id)), (RegionName::local(), true));
+    world.check(&control).await;
+    control.start_computer(id).await.unwrap();
+    world.clear(&control).await;
+}
+
+/// The first control plane is cut off while it copies; whatever it has left, the next one begins anew.
+#[test]
+fn a_copy_that_is_cut_off_is_made_again() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let first = runtime();
+    let World { database, launcher, far: other, .. } = first.block_on(World::new());
+    other.slow_down(true);
+    let id = first.block_on(async {
+        let world = World::on(database.clone(), launcher.clone(), other.clone()).await;
+        let control = world.control(Arc::new(NoHook)).await;
+        let id = world.create(&control).await;
+        control.stop(id).await.unwrap();
+        let told = control.tenant_events(&world.caller, Some("move_progress"), None, None).await.unwrap();
+        let mut told = std::pin::pin!(told);
+        let moving = control.clone();
+        drop(tokio::spawn(async move {
+            moving.move_computer(id, MoveComputer { region: Some("far".to_owned()) }).await
+        }));
+        assert_eq!(told.next().await.unwrap().kind, "move_progress");
+        assert_eq!(other.present().await.unwrap(), [id]);
+        id
+    });
+    first.shutdown_background();
+    other.slow_down(false);
+    runtime().block_on(async {
+        database.forget_servers().await;
+        let world = World::on(database, launcher, other).await;
+        let control = world.control(Arc::new(NoHook)).await;
+        let moved = control.wait_until(id, |record| record.intended.is_none()).await.unwrap();
+        assert_eq!((moved.region, world.far.has_memory(id)), (far(), true));
+        world.check(&control).await;
+        world.clear(&control).await;
+    });
+}
+
+/// What a move left in another region, and no row knows of, is removed at the start; a region that is no longer there
+/// costs its computers nothing but their use.
+#[tokio::test]
+async fn a_region_that_is_taken_away_can_come_back() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let (here, there) = (world.create(&control).await, world.create(&control).await);
+    for id in [here, there] {
+        control.stop(id).await.unwrap();
+    }
+    world.move_to(&control, there, "far").await.unwrap();
+    let (progress, _) = tokio::sync::watch::channel(0);
+    let files = world.launcher.source(here).await.unwrap();
+    world.far.bring(here, &files, &progress).await.unwrap();
+    control.leave().await.unwrap();
+
+    let world = World::on(world.database, world.launcher, world.far).await;
+    let alone = Arc::new(OneTemplate { warm: true, asked: Mutex::default() });
+    let control = world.control_of(Regions::from(world.launcher.clone()), Arc::new(NoHook), alone).await;
+    control.start_computer(here).await.unwrap();
+    let failure = control.start_computer(there).await.unwrap_err();
+    assert_eq!(failure.public.code, ErrorCode::NoReadyMachine);
+    assert!(failure.public.message.contains("--region far="), "{failure}");
+    control.leave().await.unwrap();
+
+    let world = World::on(world.database, world.launcher, world.far).await;
+    let control = world.control(Arc::new(NoHook)).await;
+    assert_eq!(world.far.present().await.unwrap(), [there]);
+    control.start_computer(there).await.unwrap();
     world.check(&control).await;
     world.clear(&control).await;
 }
@@ -832,8 +1023,8 @@ fn another_control_plane_finishes_what_one_left() {
         || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let first = runtime();
     let database = first.block_on(async { Arc::new(TestDatabase::new().await) });
-    let launcher = Arc::new(Simulated::default());
-    let world = || World::on(database.clone(), launcher.clone());
+    let (launcher, far) = (Arc::new(Simulated::default()), Arc::new(Simulated::default()));
+    let world = || World::on(database.clone(), launcher.clone(), far.clone());
     launcher.set_boot(Boot::Hangs);
     let id = first.block_on(async {
         let world = world().await;
@@ -880,10 +1071,10 @@ fn interrupted(kind: WorkflowKind, step: Step) {
     let (sender, reached) = std::sync::mpsc::channel();
     let hook = Arc::new(Stall { at: (kind, step), reached: Mutex::new(sender) });
     let first = runtime();
-    let World { database, launcher, .. } = first.block_on(World::new());
-    let (old, old_database) = (launcher.clone(), database.clone());
+    let World { database, launcher, far: other, .. } = first.block_on(World::new());
+    let (old, old_other, old_database) = (launcher.clone(), other.clone(), database.clone());
     drop(first.spawn(async move {
-        let world = World::on(old_database, old).await;
+        let world = World::on(old_database, old, old_other).await;
         let control = world.control(hook).await;
         let id = world.create(&control).await;
         match kind {
@@ -901,6 +1092,11 @@ fn interrupted(kind: WorkflowKind, step: Step) {
                 let request = ResizeComputer { size: Some("large".to_owned()), ..ResizeComputer::default() };
                 drop(control.resize(id, request).await);
             }
+            WorkflowKind::Move => {
+                world.snapshot_of(&control, id).await;
+                control.stop(id).await.unwrap();
+                drop(world.move_to(&control, id, "far").await);
+            }
         }
     }));
     reached.recv_timeout(Duration::from_secs(60)).expect("the step was not reached");
@@ -908,7 +1104,7 @@ fn interrupted(kind: WorkflowKind, step: Step) {
 
     runtime().block_on(async {
         database.forget_servers().await;
-        let world = World::on(database, launcher).await;
+        let world = World::on(database, launcher, other).await;
         let control = world.control(Arc::new(NoHook)).await;
         let computers = world.store.all_computers().await.unwrap();
         for record in &computers {
@@ -918,7 +1114,7 @@ fn interrupted(kind: WorkflowKind, step: Step) {
                 | WorkflowKind::Start
                 | WorkflowKind::Restart
                 | WorkflowKind::Capture => Some(Status::Running),
-                WorkflowKind::Stop | WorkflowKind::Resize => Some(Status::Stopped),
+                WorkflowKind::Stop | WorkflowKind::Resize | WorkflowKind::Move => Some(Status::Stopped),
                 WorkflowKind::Delete => None,
             };
             if let Ok(record) = idle {
@@ -933,6 +1129,11 @@ fn interrupted(kind: WorkflowKind, step: Step) {
         assert_eq!(computers.len(), left, "{kind:?} {step:?}");
         if kind == WorkflowKind::Resize {
             assert_eq!(computers.first().unwrap().size, Size::Large);
+        }
+        if kind == WorkflowKind::Move {
+            let moved = computers.first().unwrap();
+            assert_eq!((&moved.region, moved.layer), (&far(), None), "{step:?}");
+            assert!(world.far.has_memory(moved.id), "{step:?}");
         }
         world.check(&control).await;
         world.clear(&control).await;
@@ -960,12 +1161,12 @@ fn after_a_restart_of_the_host_only_what_is_always_on_runs() {
         (on, seen, off, kept)
     });
     first.shutdown_background();
-    let World { database, launcher, .. } = world;
+    let World { database, launcher, far, .. } = world;
     launcher.report(on, Report::Vanished);
     launcher.report(off, Report::Vanished);
     runtime().block_on(async {
         database.forget_servers().await;
-        let world = World::on(database, launcher).await;
+        let world = World::on(database, launcher, far).await;
         let control = world.control(Arc::new(NoHook)).await;
         assert_eq!(world.status(off).await, Some(Status::Stopped));
         for id in [on, seen] {
@@ -989,7 +1190,7 @@ async fn files_that_no_row_knows_are_removed_at_the_start() {
     control.delete(id).await.unwrap();
     assert_eq!(world.launcher.stored().await.unwrap().layers, [capture.layer]);
     control.leave().await.unwrap();
-    let world = World::on(world.database, world.launcher).await;
+    let world = World::on(world.database, world.launcher, world.far).await;
     let control = world.control(Arc::new(NoHook)).await;
     world.check_empty(&control).await;
 }

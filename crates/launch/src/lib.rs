@@ -21,11 +21,13 @@ use camino::{Utf8Path, Utf8PathBuf};
 use futures_util::stream::BoxStream;
 use roost_api::{ComputerId, LayerId, SnapshotId};
 use roost_machine_proto::MachineSpec;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 pub use confine::{ConfineError, confine};
 pub use local::{Local, LocalConfig};
 pub use roost_machine_proto::{Captured, ConsoleLine};
+pub use storage::copy_machine;
 
 /// What a machine process reported, and of which start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,16 @@ pub struct Need {
     pub memory: u64,
     /// Room on the disk, in bytes.
     pub disk: u64,
+}
+
+/// The files of a computer that is to move, for the launcher that it moves to. Both see the same paths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    pub directory: Utf8PathBuf,
+    /// Where the layers are that its disk may lie on.
+    pub layers: Utf8PathBuf,
+    /// What is to be copied of the directory, in bytes.
+    pub bytes: u64,
 }
 
 /// What starts may still take of the host.
@@ -178,6 +190,20 @@ pub trait Launcher: Debug + Send + Sync + 'static {
 
     /// What starts may still take.
     async fn capacity(&self) -> Result<Capacity, LaunchError>;
+
+    /// Where the files of a computer that does not run are.
+    async fn source(&self, computer: ComputerId) -> Result<Source, LaunchError>;
+
+    /// Copies a computer here that does not run: its disk as one that lies on no layer, with the same content, and
+    /// its memory. Begins anew where an earlier attempt was interrupted; the source stays as it is. Tells on
+    /// `progress` how far it is, in percent. Dropped, it ends, and what it has left goes with [`Launcher::end`] and
+    /// [`Launcher::remove`].
+    async fn bring(
+        &self,
+        computer: ComputerId,
+        source: &Source,
+        progress: &watch::Sender<u8>,
+    ) -> Result<(), LaunchError>;
 
     /// Kills the process and everything it started, and waits until they are gone.
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError>;

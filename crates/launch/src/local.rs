@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Stdio;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,16 +31,19 @@ use roost_machine_proto::{
     MachineSpec, OUTCOME_FILE, Outcome, SOCKET_FILE, SPEC_FILE,
 };
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
-use tokio::sync::{Mutex, mpsc};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::sync::{Mutex, mpsc, watch as watched};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::room::Room;
-use crate::storage::{Storage, allocated, copy_sparse, is_same, relocate, remove_all, take_over};
+use crate::storage::{
+    Storage, allocated, copy_sparse, is_same, machine_bytes, relocate, remove_all, take_over,
+};
 use crate::{
     Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
-    Need, Report, Stored,
+    Need, Report, Source, Stored,
 };
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
@@ -80,15 +84,32 @@ pub struct Local {
     /// `<data>/machines`.
     machines: Utf8PathBuf,
     storage: Storage,
-    room: Room,
+    host: Arc<Host>,
     /// Set when the server is root: each machine then runs as a user of its own.
     drop_root: bool,
+}
+
+/// What all pools of this host share.
+#[derive(Debug, Default)]
+struct Host {
+    room: Room,
+    /// Where machines are: no two of them have one user id, wherever they are.
+    pools: RwLock<Vec<Utf8PathBuf>>,
     /// Choosing a free user id and making the directory that claims it is one act.
     claiming: Mutex<()>,
 }
 
 impl Local {
     pub fn new(config: LocalConfig) -> Result<Self, LaunchError> {
+        Self::on(Arc::default(), config)
+    }
+
+    /// Another pool of machines on this host, with a data directory of its own.
+    pub fn beside(&self, data: Utf8PathBuf) -> Result<Self, LaunchError> {
+        Self::on(self.host.clone(), LocalConfig { data, ..self.config.clone() })
+    }
+
+    fn on(host: Arc<Host>, config: LocalConfig) -> Result<Self, LaunchError> {
         let drop_root = rustix::process::geteuid().is_root();
         let machines = config.data.join("machines");
         std::fs::create_dir_all(&machines).map_err(file("make", &machines))?;
@@ -97,7 +118,8 @@ impl Local {
         std::fs::set_permissions(&machines, std::fs::Permissions::from_mode(mode))
             .map_err(file("set the permissions of", &machines))?;
         let storage = Storage::open(&config.data, drop_root)?;
-        Ok(Self { config, machines, storage, room: Room::default(), drop_root, claiming: Mutex::new(()) })
+        host.pools.write().unwrap_or_else(PoisonError::into_inner).push(machines.clone());
+        Ok(Self { config, machines, storage, host, drop_root })
     }
 
     fn directory(&self, computer: ComputerId) -> Utf8PathBuf {
@@ -106,27 +128,40 @@ impl Local {
 
     /// Makes the machine's directory, owned by a user id that no other machine has.
     async fn claim(&self, directory: &Utf8Path) -> Result<u32, LaunchError> {
-        let _claiming = self.claiming.lock().await;
+        let _claiming = self.host.claiming.lock().await;
         if let Ok(meta) = std::fs::metadata(directory) {
             return Ok(meta.uid());
         }
+        let user = if self.drop_root { self.free_user()? } else { rustix::process::geteuid().as_raw() };
+        self.make_directory(directory, user)?;
+        Ok(user)
+    }
+
+    fn free_user(&self) -> Result<u32, LaunchError> {
+        let mut user = FIRST_USER;
+        for machines in self.host.pools.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            for entry in read_dir(machines)? {
+                match entry.metadata() {
+                    Ok(meta) => user = user.max(meta.uid().saturating_add(1)),
+                    // Another computer is being deleted.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(file("inspect", machines)(source)),
+                }
+            }
+        }
+        Ok(user)
+    }
+
+    /// Makes a directory for a machine that runs as `user`.
+    fn make_directory(&self, directory: &Utf8Path, user: u32) -> Result<(), LaunchError> {
         std::fs::create_dir(directory).map_err(file("make", directory))?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
             .map_err(file("set the permissions of", directory))?;
-        if !self.drop_root {
-            return Ok(rustix::process::geteuid().as_raw());
+        if self.drop_root {
+            std::os::unix::fs::chown(directory, Some(user), Some(user))
+                .map_err(file("give away", directory))?;
         }
-        let mut user = FIRST_USER;
-        for entry in read_dir(&self.machines)? {
-            match entry.metadata() {
-                Ok(meta) => user = user.max(meta.uid().saturating_add(1)),
-                // Another computer is being deleted.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(file("inspect", &self.machines)(source)),
-            }
-        }
-        std::os::unix::fs::chown(directory, Some(user), Some(user)).map_err(file("give away", directory))?;
-        Ok(user)
+        Ok(())
     }
 }
 
@@ -255,13 +290,8 @@ impl Launcher for Local {
             DiskSpec::New { memory: Some(_), .. } => CONTINUED_MEMORY,
             DiskSpec::New { memory: None, .. } | DiskSpec::Existing => BOOTED_MEMORY,
         };
-        self.room.started(spec.computer, memory);
-        // From here on the lock belongs to the process, whose number is in it for whoever must end it.
-        let pid = child.id().unwrap_or_default().to_string();
-        lock.set_len(0)
-            .and_then(|()| lock.write_all_at(pid.as_bytes(), 0))
-            .map_err(file("write", &directory.join(LOCK_FILE)))?;
-        drop(lock);
+        self.host.room.started(spec.computer, memory);
+        give_lock(lock, &child, &directory)?;
         // Reaped when it ends before this server does; otherwise init inherits it.
         let computer = spec.computer;
         tokio::spawn(async move {
@@ -438,16 +468,58 @@ impl Launcher for Local {
     }
 
     async fn admit(&self, need: &Need) -> Result<(), LaunchError> {
-        self.room.admit(need, &self.config.data)
+        self.host.room.admit(need, &self.config.data)
     }
 
     async fn capacity(&self) -> Result<Capacity, LaunchError> {
-        self.room.capacity(&self.config.data)
+        self.host.room.capacity(&self.config.data)
+    }
+
+    async fn source(&self, computer: ComputerId) -> Result<Source, LaunchError> {
+        let directory = self.directory(computer);
+        let bytes = machine_bytes(&directory)?;
+        Ok(Source { directory, layers: self.storage.layers.clone(), bytes })
+    }
+
+    async fn bring(
+        &self,
+        computer: ComputerId,
+        source: &Source,
+        progress: &watched::Sender<u8>,
+    ) -> Result<(), LaunchError> {
+        let directory = self.directory(computer);
+        // Of an attempt that was interrupted: whoever is still at it ends first.
+        end(&directory).await?;
+        remove_all(&directory)?;
+        if lock_is_held(&source.directory)? {
+            let reason = "the computer's machine has not ended yet; try again".to_owned();
+            return Err(LaunchError::Refused { reason });
+        }
+        // It stays the same user's, who alone may read the source.
+        let meta = std::fs::metadata(&source.directory).map_err(file("inspect", &source.directory))?;
+        let user = self.drop_root.then_some(meta.uid());
+        self.make_directory(&directory, meta.uid())?;
+        let lock = take_lock(&directory, user).await?;
+        let mut command = self.command(&directory, user);
+        hand_over_lock(&mut command, &lock);
+        for read in [&source.directory, &source.layers] {
+            command.arg("--read").arg(read);
+        }
+        command.arg("fetch").arg("--from").arg(&source.directory).arg("--layers").arg(&source.layers);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command
+            .spawn()
+            .map_err(|source| LaunchError::Spawn { program: self.config.program.clone(), source })?;
+        give_lock(lock, &child, &directory)?;
+        tell_progress(&mut child, progress).await.map_err(file("read the progress of", &directory))?;
+        let output = child.wait_with_output().await.map_err(file("wait for the copying of", &directory))?;
+        succeeded(&output)?;
+        sync(&self.machines)
     }
 
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
         end(&self.directory(computer)).await?;
-        self.room.ended(computer);
+        self.host.room.ended(computer);
         Ok(())
     }
 
@@ -534,11 +606,38 @@ fn hand_over_lock(command: &mut tokio::process::Command, lock: &File) {
     }
 }
 
+/// From here on the lock belongs to the process, whose number is in it for whoever must end it.
+fn give_lock(lock: File, child: &tokio::process::Child, directory: &Utf8Path) -> Result<(), LaunchError> {
+    let pid = child.id().unwrap_or_default().to_string();
+    lock.set_len(0)
+        .and_then(|()| lock.write_all_at(pid.as_bytes(), 0))
+        .map_err(file("write", &directory.join(LOCK_FILE)))
+}
+
+/// Hands on the percentages that work writes, one a line, until it writes no more.
+async fn tell_progress(
+    child: &mut tokio::process::Child,
+    progress: &watched::Sender<u8>,
+) -> std::io::Result<()> {
+    let Some(stdout) = child.stdout.take() else { return Ok(()) };
+    let mut lines = BufReader::new(stdout).lines();
+    while let Some(line) = lines.next_line().await? {
+        if let Ok(percent) = line.trim().parse() {
+            progress.send_replace(percent);
+        }
+    }
+    Ok(())
+}
+
 /// Runs short work to its end; its last line says why it failed.
 async fn finish(mut command: tokio::process::Command, program: &Utf8Path) -> Result<(), LaunchError> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = command.output().await;
     let output = output.map_err(|source| LaunchError::Spawn { program: program.to_owned(), source })?;
+    succeeded(&output)
+}
+
+fn succeeded(output: &std::process::Output) -> Result<(), LaunchError> {
     if output.status.success() {
         return Ok(());
     }

@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
     Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
-    Need, Report, Stored,
+    Need, Report, Source, Stored,
 };
 
 /// What the next machines do when they are started.
@@ -58,6 +58,8 @@ struct Storage {
     refusal: Option<String>,
     /// Why the next start is not admitted.
     full: Option<String>,
+    /// Nothing that is brought here arrives.
+    slow: bool,
 }
 
 impl Default for Simulated {
@@ -91,6 +93,11 @@ impl Simulated {
     /// The next suspend or capture is refused, once.
     pub fn refuse(&self, reason: &str) {
         self.storage().refusal = Some(reason.to_owned());
+    }
+
+    /// What is brought here never arrives from now on, or does again.
+    pub fn slow_down(&self, slow: bool) {
+        self.storage().slow = slow;
     }
 
     /// No start is admitted from now on; `None`: again.
@@ -330,6 +337,50 @@ impl Launcher for Simulated {
         Ok(Capacity { memory: free, memory_total: 2 * FREE_BYTES, disk: free })
     }
 
+    /// What makes the computer is in the path: the other launcher has it from there.
+    async fn source(&self, computer: ComputerId) -> Result<Source, LaunchError> {
+        let storage = self.storage();
+        let mut base = storage
+            .disks
+            .get(&computer)
+            .cloned()
+            .ok_or_else(|| LaunchError::Refused { reason: "it has no disk".to_owned() })?;
+        while let Some(layer) = layer_of(&base) {
+            base = storage.layers.get(&layer).cloned().expect("a layer is missing");
+        }
+        let layers = if storage.memories.contains(&computer) { WITH_MEMORY } else { "" };
+        Ok(Source { directory: base, layers: layers.into(), bytes: DISK_BYTES })
+    }
+
+    async fn bring(
+        &self,
+        computer: ComputerId,
+        source: &Source,
+        progress: &watch::Sender<u8>,
+    ) -> Result<(), LaunchError> {
+        progress.send_replace(50);
+        // From here on something is to be tidied up.
+        let gone = MachineState { generation: 0, report: Report::Vanished, memory_lost: None };
+        self.machines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(computer, watch::Sender::new(gone));
+        let slow = self.storage().slow;
+        if slow {
+            std::future::pending::<()>().await;
+        }
+        let mut storage = self.storage();
+        if let Some(reason) = storage.refusal.take() {
+            return Err(LaunchError::Refused { reason });
+        }
+        storage.disks.insert(computer, source.directory.clone());
+        if source.layers == WITH_MEMORY {
+            storage.memories.insert(computer);
+        }
+        progress.send_replace(100);
+        Ok(())
+    }
+
     async fn end(&self, computer: ComputerId) -> Result<(), LaunchError> {
         let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(machine) = machines.get(&computer)
@@ -410,6 +461,8 @@ const DISK_BYTES: u64 = 1024 * 1024;
 /// Of memory and of the disk, where there is room.
 const FREE_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 const LAYERS: &str = "/layers";
+/// Says of a [`Source`] that memory is saved beside the disk.
+const WITH_MEMORY: &str = "/with-memory";
 
 fn layer_path(layer: LayerId) -> Utf8PathBuf {
     Utf8Path::new(LAYERS).join(layer.to_string())

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use roost_api::{LayerId, SnapshotId};
+use roost_machine_proto::{CONSOLE_FILE, DISK_FILE, MEMORY_DIRECTORY};
 
 use crate::local::{file, read_dir, sync};
 use crate::{LaunchError, Stored};
@@ -17,6 +18,9 @@ use crate::{LaunchError, Stored};
 const SUFFIX: &str = ".qcow2";
 /// Where two layers are being merged.
 const MERGING: &str = ".merging";
+
+/// How much is copied at once.
+const PIECE: u64 = 64 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Storage {
@@ -127,9 +131,57 @@ pub(crate) fn relocate(from: &Utf8Path, to: &Utf8Path) -> Result<(), LaunchError
     }
 }
 
+/// What [`copy_machine`] will copy, in bytes.
+pub(crate) fn machine_bytes(directory: &Utf8Path) -> Result<u64, LaunchError> {
+    machine_files(directory)?.iter().map(|name| allocated(&directory.join(name))).sum()
+}
+
+/// The files that make a computer that does not run: its disk, its memory, and what it said last.
+fn machine_files(directory: &Utf8Path) -> Result<Vec<Utf8PathBuf>, LaunchError> {
+    let mut files = vec![Utf8PathBuf::from(DISK_FILE)];
+    if directory.join(CONSOLE_FILE).exists() {
+        files.push(CONSOLE_FILE.into());
+    }
+    let memory = Utf8Path::new(MEMORY_DIRECTORY);
+    if directory.join(memory).exists() {
+        for entry in read_dir(&directory.join(memory))? {
+            let name = entry.file_name();
+            let name = name.to_str().ok_or_else(|| {
+                file("read a name in", directory)(std::io::Error::from(std::io::ErrorKind::InvalidData))
+            })?;
+            files.push(memory.join(name));
+        }
+    }
+    Ok(files)
+}
+
+/// Copies the files of a computer that does not run from one machine's directory to another; `progress` is told
+/// after every piece how much is copied, in percent. Runs as the machine's user, who owns both.
+pub fn copy_machine(from: &Utf8Path, to: &Utf8Path, progress: &mut dyn FnMut(u8)) -> Result<(), LaunchError> {
+    let files = machine_files(from)?;
+    let total = machine_bytes(from)?.max(1);
+    let mut done = 0;
+    for name in files {
+        let target = to.join(&name);
+        if let Some(parent) = target.parent() {
+            std::fs::create_dir_all(parent).map_err(file("make", parent))?;
+        }
+        copy_with_holes(&from.join(&name), &target, &mut |bytes| {
+            done += bytes;
+            progress(u8::try_from((done * 100 / total).min(100)).unwrap_or(100));
+        })?;
+    }
+    sync(to)
+}
+
 /// Copies a file with its holes, and makes the copy last.
 pub(crate) fn copy_sparse(from: &Utf8Path, to: &Utf8Path) -> Result<(), LaunchError> {
-    let copy = || -> std::io::Result<()> {
+    copy_with_holes(from, to, &mut |_| {})
+}
+
+/// The same; `copied` is told of every piece, in bytes.
+fn copy_with_holes(from: &Utf8Path, to: &Utf8Path, copied: &mut dyn FnMut(u64)) -> Result<(), LaunchError> {
+    let mut copy = || -> std::io::Result<()> {
         let mut source = File::open(from)?;
         let length = source.metadata()?.len();
         let mut target = File::create(to)?;
@@ -142,12 +194,14 @@ pub(crate) fn copy_sparse(from: &Utf8Path, to: &Utf8Path) -> Result<(), LaunchEr
                 Err(error) => return Err(error.into()),
             };
             let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start))?;
+            let end = end.min(start + PIECE);
             source.seek(SeekFrom::Start(start))?;
             target.seek(SeekFrom::Start(start))?;
-            let copied = std::io::copy(&mut (&mut source).take(end - start), &mut target)?;
-            if copied != end - start {
+            let length = std::io::copy(&mut (&mut source).take(end - start), &mut target)?;
+            if length != end - start {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
+            copied(length);
             at = end;
         }
         target.flush()?;
@@ -179,6 +233,28 @@ mod tests {
         copy_sparse(&from, &to).unwrap();
         assert_eq!(std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap());
         assert!(allocated(&to).unwrap() < 1 << 20, "{}", allocated(&to).unwrap());
+    }
+
+    #[test]
+    fn a_machine_is_copied_with_its_memory_and_nothing_else() {
+        let (_directory, path) = directory();
+        let (from, to) = (path.join("from"), path.join("to"));
+        std::fs::create_dir_all(from.join("memory")).unwrap();
+        std::fs::create_dir_all(from.join("captures/x")).unwrap();
+        std::fs::create_dir(&to).unwrap();
+        for name in ["disk.qcow2", "console.log", "memory/pages", "memory/runs", "spec.json", "captures/x/y"]
+        {
+            std::fs::write(from.join(name), vec![7; 100_000]).unwrap();
+        }
+        let mut told = Vec::new();
+        copy_machine(&from, &to, &mut |percent| told.push(percent)).unwrap();
+        for name in ["disk.qcow2", "console.log", "memory/pages", "memory/runs"] {
+            assert_eq!(std::fs::read(to.join(name)).unwrap(), vec![7; 100_000], "{name}");
+        }
+        assert!(!to.join("spec.json").exists() && !to.join("captures").exists());
+        assert!(told.is_sorted() && told.len() == 4 && told[3] >= 90, "{told:?}");
+        std::fs::remove_file(from.join("disk.qcow2")).unwrap();
+        assert!(copy_machine(&from, &to, &mut |_| {}).is_err(), "a computer without a disk");
     }
 
     #[test]

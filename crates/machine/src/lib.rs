@@ -24,6 +24,7 @@
 
 pub mod accel;
 mod console;
+mod detach;
 mod directory;
 mod disk;
 mod lines;
@@ -51,6 +52,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use detach::{DetachError, detach, require_same};
 pub use directory::DirectoryError;
 pub use memory::MemoryError;
 pub use merge::MergeError;

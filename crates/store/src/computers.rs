@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, EventId, LayerId, Order, ProjectId, Size, SnapshotId, Status, TenantId, Timestamp, UserId,
-    Visibility, WorkspaceId,
+    ComputerId, Event, EventId, LayerId, Order, ProjectId, RegionName, Size, SnapshotId, Status, TenantId,
+    Timestamp, UserId, Visibility, WorkspaceId,
 };
 use sqlx::{Row, Transaction};
 
 use crate::apps::insert_installations;
 use crate::env::{NewVariable, insert_variables};
-use crate::events::record_status;
+use crate::events::{EventScope, insert_event, record_status};
 use crate::places::lasting_place;
 use crate::query::QueryBuilder;
 use crate::reach::{Of, Reach};
@@ -23,8 +23,8 @@ use crate::{Db, Store, StoreError};
 const SELECT: &str = "SELECT c.*, w.kind AS intended FROM computers c
      LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
 
-const COUNT: &str = "SELECT COUNT(*) AS n FROM computers c
-     LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
+/// What a filter needs beside the computers themselves.
+const WITH_WORKFLOWS: &str = " LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
 
 #[derive(Debug, Clone)]
 pub struct NewComputer {
@@ -50,6 +50,7 @@ pub struct NewComputer {
     pub always_on: bool,
     /// The virtual size of the disk.
     pub disk_gib: u32,
+    pub region: RegionName,
     /// What its first start continues from. It is complete, or being taken.
     pub snapshot: Option<SnapshotId>,
     /// The layer of that snapshot, where it is complete.
@@ -169,19 +170,28 @@ impl Store {
         filter: &ComputerFilter,
     ) -> Result<Vec<ComputerRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
-        push_filter(&mut query, reach, filter);
-        query.push(order_by(filter.order));
-        if let Some((limit, offset)) = filter.page {
-            query.push(" LIMIT ").push_bind(signed(limit)?);
-            query.push(" OFFSET ").push_bind(i64::try_from(offset).unwrap_or(i64::MAX));
+        match filter.page {
+            None => push_filter(&mut query, reach, filter),
+            // Which ones first, mostly from an index alone: what is passed over is not read.
+            Some((limit, offset)) => {
+                query.push(" WHERE c.id IN (SELECT c.id FROM computers c");
+                push_tables(&mut query, filter);
+                push_filter(&mut query, reach, filter);
+                query.push(order_by(filter.order));
+                query.push(" LIMIT ").push_bind(signed(limit)?);
+                query.push(" OFFSET ").push_bind(i64::try_from(offset).unwrap_or(i64::MAX));
+                query.push(")");
+            }
         }
+        query.push(order_by(filter.order));
         let rows = query.build().fetch_all(&self.pool).await?;
         rows.iter().map(ComputerRecord::from_row).collect()
     }
 
     /// How many match, on all pages.
     pub async fn count_computers(&self, reach: &Reach, filter: &ComputerFilter) -> Result<u64, StoreError> {
-        let mut query = QueryBuilder::new(COUNT);
+        let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM computers c");
+        push_tables(&mut query, filter);
         push_filter(&mut query, reach, filter);
         number(&query.build().fetch_one(&self.pool).await?, "n")
     }
@@ -271,7 +281,7 @@ impl Store {
         let changed = sqlx::query(
             "UPDATE computers SET desired = $1, updated_at = $2 WHERE id = $3 AND desired = $4 AND generation = $5
                  AND NOT EXISTS (SELECT 1 FROM workflows WHERE computer_id = $3 AND finished_at IS NULL
-                     AND kind NOT IN ('capture', 'resize'))",
+                     AND kind NOT IN ('capture', 'resize', 'move'))",
         )
         .bind(to.as_str())
         .bind(Timestamp::now().as_micros())
@@ -295,6 +305,33 @@ impl Store {
             .bind(id.to_string())
             .execute(&self.pool)
             .await?;
+        Ok(())
+    }
+
+    /// The computer's files are in `to` now, where its disk lies on a template. Done already: nothing.
+    pub async fn move_computer(
+        &self,
+        id: ComputerId,
+        from: &RegionName,
+        to: &RegionName,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let moved = sqlx::query(
+            "UPDATE computers SET region = $1, layer_id = NULL, updated_at = $2 WHERE id = $3 AND region = $4",
+        )
+        .bind(to.as_str())
+        .bind(Timestamp::now().as_micros())
+        .bind(id.to_string())
+        .bind(from.as_str())
+        .execute(&mut *tx)
+        .await?;
+        if moved.rows_affected() > 0
+            && let Some(record) = load(&mut tx, id).await?
+        {
+            let event = Event::Moved { region: to.clone(), previous_region: from.clone() };
+            insert_event(&mut tx, &EventScope::of(&record), &event).await?;
+        }
+        tx.commit().await?;
         Ok(())
     }
 
@@ -326,6 +363,13 @@ fn order_by(order: Order) -> &'static str {
         Order::FirstChanged => " ORDER BY c.updated_at, c.id",
         Order::Name => " ORDER BY LOWER(c.name), c.id",
         Order::NameBackwards => " ORDER BY LOWER(c.name) DESC, c.id DESC",
+    }
+}
+
+/// Only a status depends on more than the computer's own row.
+fn push_tables(query: &mut QueryBuilder, filter: &ComputerFilter) {
+    if filter.statuses.is_some() {
+        query.push(WITH_WORKFLOWS);
     }
 }
 
@@ -373,9 +417,9 @@ pub(crate) async fn insert(
              template_type, template_digest, size, external_workspace_id, external_user_id,
              external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
              provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
-             layer_id, last_snapshot_id)
+             layer_id, last_snapshot_id, region)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $23, 'running', 1,
-             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22)",
+             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24)",
     )
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
@@ -400,6 +444,7 @@ pub(crate) async fn insert(
     .bind(new.layer.map(|id| id.to_string()))
     .bind(new.last_snapshot.map(|id| id.to_string()))
     .bind(i64::from(new.auto_stop))
+    .bind(new.region.as_str())
     .execute(&mut **tx)
     .await?;
     insert_variables(tx, new.id, &new.env).await?;

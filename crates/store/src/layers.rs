@@ -1,6 +1,6 @@
 //! Layers: what is needed, what is not, and the removal of rows whose files are gone.
 
-use roost_api::{ComputerId, LayerId, SnapshotId, Timestamp};
+use roost_api::{ComputerId, LayerId, RegionName, SnapshotId, Timestamp};
 use sqlx::Transaction;
 
 use crate::computers::signed;
@@ -8,20 +8,22 @@ use crate::record::{number, optional, parsed};
 use crate::{Db, Store, StoreError};
 
 /// A layer and who needs it, beside the layers that name it as their parent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerRecord {
     pub id: LayerId,
     pub parent: Option<LayerId>,
     pub disk_bytes: u64,
     /// How many computers and snapshots lie on it.
     pub users: u64,
+    /// Where its file is.
+    pub region: RegionName,
 }
 
 impl Store {
     /// Every layer.
     pub async fn layers(&self) -> Result<Vec<LayerRecord>, StoreError> {
         let rows = sqlx::query(
-            "SELECT l.id, l.parent_id, l.disk_bytes,
+            "SELECT l.id, l.parent_id, l.disk_bytes, l.region,
                  (SELECT COUNT(*) FROM computers c WHERE c.layer_id = l.id)
                  + (SELECT COUNT(*) FROM snapshots s WHERE s.layer_id = l.id) AS users
              FROM layers l ORDER BY l.created_at, l.id",
@@ -35,6 +37,7 @@ impl Store {
                     parent: optional(row, "parent_id")?,
                     disk_bytes: number(row, "disk_bytes")?,
                     users: number(row, "users")?,
+                    region: parsed(row, "region")?,
                 })
             })
             .collect()
@@ -119,8 +122,8 @@ pub(crate) async fn put_under(
 ) -> Result<(), StoreError> {
     let now = Timestamp::now().as_micros();
     sqlx::query(
-        "INSERT INTO layers (id, parent_id, disk_bytes, created_at)
-         SELECT $1, layer_id, $2, $3 FROM computers WHERE id = $4
+        "INSERT INTO layers (id, parent_id, disk_bytes, created_at, region)
+         SELECT $1, layer_id, $2, $3, region FROM computers WHERE id = $4
              AND NOT EXISTS (SELECT 1 FROM layers WHERE id = $1)",
     )
     .bind(layer.to_string())

@@ -188,6 +188,7 @@ fn migrator() -> Migrator {
         migration(5, "ports", include_str!("../migrations/0005_ports.sql")),
         migration(6, "env", include_str!("../migrations/0006_env.sql")),
         migration(7, "metering", include_str!("../migrations/0007_metering.sql")),
+        migration(8, "regions", include_str!("../migrations/0008_regions.sql")),
         migration(9, "servers", include_str!("../migrations/0009_servers.sql")),
         migration(10, "apps", include_str!("../migrations/0010_apps.sql")),
         migration(11, "start_env", include_str!("../migrations/0011_start_env.sql")),
@@ -200,7 +201,7 @@ fn migrator() -> Migrator {
 
 #[cfg(test)]
 mod tests {
-    use roost_api::{Size, SnapshotId};
+    use roost_api::{RegionName, Size, SnapshotId};
 
     use super::*;
     use crate::testing::TestDatabase;
@@ -235,6 +236,7 @@ mod tests {
         let record = store.computer(id.parse().unwrap()).await.unwrap().unwrap();
         assert_eq!((record.size, record.disk_gib), (Size::Large, 40));
         assert_eq!((record.layer, record.snapshot, record.memory_lost), (None, None, None));
+        assert_eq!(record.region, RegionName::local());
         assert!(!record.always_on && record.last_active_at.is_none());
         // Opening it again changes nothing.
         store.close().await;

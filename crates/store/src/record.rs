@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, LayerId, ProjectId, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility, WorkflowId,
-    WorkspaceId,
+    ComputerId, LayerId, ProjectId, RegionName, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility,
+    WorkflowId, WorkspaceId,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -74,6 +74,8 @@ text_enum!(
         // Keeps the state of the computer as a snapshot and a layer.
         Capture = "capture",
         Resize = "resize",
+        // Brings the computer's files to another region.
+        Move = "move",
     }
 );
 
@@ -82,7 +84,7 @@ impl WorkflowKind {
     /// refused.
     pub fn is_brief(self) -> bool {
         match self {
-            WorkflowKind::Capture | WorkflowKind::Resize => true,
+            WorkflowKind::Capture | WorkflowKind::Resize | WorkflowKind::Move => true,
             WorkflowKind::Create
             | WorkflowKind::Start
             | WorkflowKind::Stop
@@ -91,11 +93,24 @@ impl WorkflowKind {
         }
     }
 
+    /// Whether it opens layers one after the other, each by the name that the one before has for it: none of them
+    /// may go meanwhile.
+    pub fn reads_layers(self) -> bool {
+        match self {
+            WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart | WorkflowKind::Move => true,
+            WorkflowKind::Stop | WorkflowKind::Delete | WorkflowKind::Capture | WorkflowKind::Resize => false,
+        }
+    }
+
     /// Whether a machine is started by it.
     pub fn launches(self) -> bool {
         match self {
             WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => true,
-            WorkflowKind::Stop | WorkflowKind::Delete | WorkflowKind::Capture | WorkflowKind::Resize => false,
+            WorkflowKind::Stop
+            | WorkflowKind::Delete
+            | WorkflowKind::Capture
+            | WorkflowKind::Resize
+            | WorkflowKind::Move => false,
         }
     }
 }
@@ -183,6 +198,8 @@ pub struct ComputerRecord {
     pub always_on: bool,
     /// The virtual size of the disk.
     pub disk_gib: u32,
+    /// Where its files are.
+    pub region: RegionName,
 }
 
 /// What a computer made from a snapshot takes over, beyond what has a column.
@@ -239,14 +256,17 @@ pub struct SnapshotRecord {
     pub last_used_at: Option<Timestamp>,
     /// Whether a computer is being made from it now.
     pub restoring: bool,
+    /// Where its files are.
+    pub region: RegionName,
 }
 
 /// What a workflow needs to know beyond its computer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WorkflowPayload {
     Capture { snapshot: SnapshotId, layer: LayerId },
     Resize { size: Size },
+    Move { from: RegionName, to: RegionName },
 }
 
 /// One run of a workflow.
@@ -310,6 +330,7 @@ impl ComputerRecord {
             memory_lost: row.try_get("memory_lost")?,
             always_on: row.try_get::<i64, _>("always_on")? != 0,
             disk_gib: number(row, "disk_gib")?,
+            region: parsed(row, "region")?,
         })
     }
 }
@@ -347,6 +368,7 @@ impl SnapshotRecord {
             updated_at: time(row, "updated_at")?,
             last_used_at: optional_time(row, "last_used_at")?,
             restoring: row.try_get::<i64, _>("restoring")? != 0,
+            region: parsed(row, "region")?,
         })
     }
 }

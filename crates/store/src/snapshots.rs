@@ -497,9 +497,9 @@ async fn insert_snapshot(
         "INSERT INTO snapshots (id, tenant_id, computer_id, computer_name, workspace_id, project_id,
              attributes, purpose, comment, status, step, progress, template_type, template_digest, size,
              disk_gib, disk_bytes, keep, expires_at, retention_seconds, parent_snapshot_id, created_at,
-             updated_at, owner_user_id, external_user_id)
+             updated_at, owner_user_id, external_user_id, region)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'creating', 'waiting', 0, $10, $11, $12, $13, 0, $14, $15,
-             $16, $17, $18, $18, $19, $20)",
+             $16, $17, $18, $18, $19, $20, $21)",
     )
     .bind(new.id.to_string())
     .bind(computer.tenant_id.to_string())
@@ -521,6 +521,7 @@ async fn insert_snapshot(
     .bind(Timestamp::now().as_micros())
     .bind(computer.owner_user_id.to_string())
     .bind(&computer.external_user_id)
+    .bind(computer.region.as_str())
     .execute(&mut **tx)
     .await?;
     Ok(load_snapshot(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?)

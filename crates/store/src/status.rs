@@ -18,7 +18,7 @@ pub fn of(desired: Desired, intended: Option<WorkflowKind>, observed: Observed) 
         (Some(WorkflowKind::Start | WorkflowKind::Restart), _, _) => Status::Starting,
         (Some(WorkflowKind::Stop), _, _) => Status::Stopping,
         (Some(WorkflowKind::Delete), _, _) | (None, Desired::Deleted, _) => Status::Destroying,
-        (Some(WorkflowKind::Capture | WorkflowKind::Resize), desired, observed) => {
+        (Some(WorkflowKind::Capture | WorkflowKind::Resize | WorkflowKind::Move), desired, observed) => {
             of(desired, None, observed)
         }
 
@@ -79,7 +79,7 @@ mod tests {
                 assert_eq!(of(desired, Some(WorkflowKind::Restart), observed), Status::Starting);
                 assert_eq!(of(desired, Some(WorkflowKind::Stop), observed), Status::Stopping);
                 assert_eq!(of(desired, Some(WorkflowKind::Delete), observed), Status::Destroying);
-                for brief in [WorkflowKind::Capture, WorkflowKind::Resize] {
+                for brief in [WorkflowKind::Capture, WorkflowKind::Resize, WorkflowKind::Move] {
                     assert_eq!(of(desired, Some(brief), observed), idle(desired, observed));
                 }
             }

@@ -148,7 +148,7 @@ fn with_database(url: &DatabaseUrl, name: &str) -> String {
 /// A computer that is being created.
 #[cfg(test)]
 pub(crate) async fn computer(store: &Store) -> crate::WorkflowRecord {
-    use roost_api::{ComputerId, Size, Visibility};
+    use roost_api::{ComputerId, RegionName, Size, Visibility};
 
     let home = store.home().await.unwrap();
     let new = crate::NewComputer {
@@ -171,6 +171,7 @@ pub(crate) async fn computer(store: &Store) -> crate::WorkflowRecord {
         always_on: false,
         auto_stop: 0,
         disk_gib: 1,
+        region: RegionName::local(),
         snapshot: None,
         layer: None,
         last_snapshot: None,

@@ -61,7 +61,7 @@ impl Store {
             WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => Some(Desired::Running),
             WorkflowKind::Stop => Some(Desired::Stopped),
             WorkflowKind::Delete => Some(Desired::Deleted),
-            WorkflowKind::Capture | WorkflowKind::Resize => None,
+            WorkflowKind::Capture | WorkflowKind::Resize | WorkflowKind::Move => None,
         };
         // A new generation belongs to a new machine process; everything else speaks to the one there is.
         let (generation, observed, memory_lost) = if kind.launches() {
@@ -189,7 +189,7 @@ impl Store {
                     .await?;
             }
             // They change nothing that the computer's status tells; the snapshot has its own.
-            (_, WorkflowKind::Capture | WorkflowKind::Resize) => {}
+            (_, WorkflowKind::Capture | WorkflowKind::Resize | WorkflowKind::Move) => {}
             (Finish::StillRunning, _) => {
                 sqlx::query("UPDATE computers SET desired = 'running', updated_at = $1 WHERE id = $2")
                     .bind(now)
@@ -244,7 +244,7 @@ pub(crate) async fn insert_workflow(
     .bind(kind.as_str())
     .bind(signed(generation)?)
     .bind(Timestamp::now().as_micros())
-    .bind(payload.as_ref().map(json).transpose()?)
+    .bind(workflow.payload.as_ref().map(json).transpose()?)
     .execute(&mut **tx)
     .await?;
     Ok(workflow)

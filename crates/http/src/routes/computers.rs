@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use roost_api::{
     ApiError, CloneComputer, Computer, ComputerList, ComputerWithData, CreateComputer, CreateQuery, Deleted,
-    ErrorBody, ListComputers, Readiness, ResizeComputer, StartComputer, UpdateComputer,
+    ErrorBody, ListComputers, MoveComputer, Readiness, ResizeComputer, StartComputer, UpdateComputer,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -25,6 +25,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(restart))
         .routes(routes!(clone))
         .routes(routes!(resize, patch_size))
+        .routes(routes!(relocate))
         .routes(routes!(readiness))
 }
 
@@ -170,7 +171,7 @@ async fn resize(
     Target(record): Target,
     body: RawBody,
 ) -> Result<Json<ComputerWithData>, Refusal> {
-    app.control.require_stopped(&record)?;
+    app.control.require_stopped(&record, "resize")?;
     let record = app.control.resize(record.id, body.parse()?).await?;
     let computer = app.control.computer_view(&record);
     Ok(Json(ComputerWithData { data: computer.clone(), computer }))
@@ -186,6 +187,21 @@ async fn patch_size(
     body: RawBody,
 ) -> Result<Json<ComputerWithData>, Refusal> {
     resize(state, target, body).await
+}
+
+/// Bring a stopped computer to another region, with its files and its memory; answers when it is there
+#[utoipa::path(post, path = "/computers/{id}/move", tag = "computers", params(("id" = String, Path)),
+    request_body = MoveComputer,
+    responses((status = 200, body = ComputerWithData), (status = "default", body = ErrorBody)))]
+async fn relocate(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<ComputerWithData>, Refusal> {
+    app.control.require_stopped(&record, "move")?;
+    let record = app.control.move_computer(record.id, body.parse()?).await?;
+    let computer = app.control.computer_view(&record);
+    Ok(Json(ComputerWithData { data: computer.clone(), computer }))
 }
 
 /// Whether a computer can be used now

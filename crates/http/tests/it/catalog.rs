@@ -11,6 +11,10 @@ async fn regions_tell_their_room_under_every_name() {
     let (status, listed) = server.get("/regions").await;
     assert_eq!(status, 200, "{listed}");
     assert_eq!(keys(&listed), ["data"]);
+    assert_eq!(
+        (listed["data"].as_array().unwrap().len(), &listed["data"][1]["id"]),
+        (2, &json!("us-east-ny"))
+    );
     let region = &listed["data"][0];
     assert_eq!((&region["id"], &region["slug"]), (&json!("local"), &json!("local")));
     assert_eq!((&region["available"], &region["status"]), (&json!(true), &json!("available")));
@@ -28,6 +32,7 @@ async fn regions_tell_their_room_under_every_name() {
     let region = &listed["data"][0];
     assert_eq!((&region["available"], &region["status"]), (&json!(false), &json!("full")));
     assert_eq!((&region["small_slots_free"], &region["headroom"]), (&json!(0), &json!(0)));
+    assert_eq!(listed["data"][1]["available"], json!(true));
 }
 
 #[tokio::test]

@@ -122,6 +122,51 @@ async fn a_clone_takes_what_a_new_computer_takes() {
 }
 
 #[tokio::test]
+async fn a_stopped_computer_moves() {
+    let server = Server::new().await;
+    let id = server.computer().await;
+    let path = format!("/computers/{id}/move");
+    let wanted = json!({ "region": "us-east-ny" });
+    // The state comes before the body.
+    for body in [wanted.clone(), json!({}), json!({ "region": 7 })] {
+        let (status, refused) = server.post(&path, body).await;
+        assert_eq!((status, &refused["code"]), (409, &json!("RESOURCE_STATE")));
+        assert_eq!(refused["message"], json!("computer must be stopped to move"));
+    }
+    let (status, _) = server.post(&format!("/computers/{id}/stop"), json!({})).await;
+    assert_eq!(status, 200);
+    for body in [
+        json!({}),
+        json!({ "host_id": "h" }),
+        json!({ "region": "" }),
+        json!({ "region": "moon" }),
+        json!({ "region": 7 }),
+    ] {
+        let (status, refused) = server.post(&path, body.clone()).await;
+        assert_eq!((status, keys(&refused["errors"])), (422, vec!["region"]), "{body}");
+    }
+    let (status, mut moved) = server.post(&path, wanted.clone()).await;
+    assert_eq!((status, &moved["region"], &moved["status"]), (200, &json!("us-east-ny"), &json!("stopped")));
+    let data = moved.as_object_mut().unwrap().remove("data").unwrap();
+    assert_eq!(data, moved);
+    // Again: it is there.
+    let (status, again) = server.post(&path, wanted).await;
+    assert_eq!((status, &again["region"]), (200, &json!("us-east-ny")));
+    let (status, started) = server.post(&format!("/computers/{id}/start"), json!({})).await;
+    assert_eq!((status, &started["status"]), (200, &json!("running")));
+    assert_eq!((server.far.running().len(), server.launcher.running().len()), (1, 0));
+    let (status, _) = server.delete(&format!("/computers/{id}")).await;
+    assert_eq!((status, server.far.running().len()), (200, 0));
+    let (status, _) = server.post(&path, json!({ "region": "local" })).await;
+    assert_eq!(status, 404);
+
+    let body = json!({ "name": "far", "template_type": "miosa-desktop", "region": "us-east-ny" });
+    let (status, made) = server.post("/computers?wait=true", body).await;
+    assert_eq!((status, &made["region"], &made["status"]), (201, &json!("us-east-ny"), &json!("running")));
+    assert_eq!((server.far.running().len(), server.launcher.running().len()), (1, 0));
+}
+
+#[tokio::test]
 async fn lists_are_sorted_as_asked() {
     let server = Server::new().await;
     let mut ids = Vec::new();

@@ -8,7 +8,7 @@ use camino::Utf8PathBuf;
 use http_body_util::BodyExt;
 use roost_api::Size;
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, SealKey, Sharing,
+    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Regions, SealKey, Sharing,
     StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_http::{App, Outgoing, Reach};
@@ -52,6 +52,8 @@ pub struct Server {
     /// The key of the first tenant's administrator.
     pub key: String,
     pub launcher: Arc<Simulated>,
+    /// Of the region `us-east-ny`.
+    pub far: Arc<Simulated>,
     pub database: TestDatabase,
 }
 
@@ -77,7 +79,7 @@ impl Server {
         let database = TestDatabase::new().await;
         let store = database.store().await;
         let key = roost_control::first_key(&store).await.unwrap().unwrap().text;
-        Self::start(database, store, key, Arc::new(Simulated::default()), seal_key()).await
+        Self::start(database, store, key, [Arc::default(), Arc::default()], seal_key()).await
     }
 
     /// The same behind another surface.
@@ -94,7 +96,7 @@ impl Server {
         self.store.close().await;
         self.database.forget_servers().await;
         let store = self.database.store().await;
-        Self::start(self.database, store, self.key, self.launcher, seal_key()).await
+        Self::start(self.database, store, self.key, [self.launcher, self.far], seal_key()).await
     }
 
     /// The same where the file of the key was lost.
@@ -106,14 +108,14 @@ impl Server {
         self.store.close().await;
         self.database.forget_servers().await;
         let store = self.database.store().await;
-        Self::start(self.database, store, self.key, self.launcher, seal_key).await
+        Self::start(self.database, store, self.key, [self.launcher, self.far], seal_key).await
     }
 
     async fn start(
         database: TestDatabase,
         store: Store,
         key: String,
-        launcher: Arc<Simulated>,
+        [launcher, far]: [Arc<Simulated>; 2],
         seal_key: SealKey,
     ) -> Self {
         let config = Config {
@@ -134,10 +136,11 @@ impl Server {
             files: FileConfig::default(),
         };
         let templates = Arc::new(OneTemplate);
-        let control = Control::start(store.clone(), launcher.clone(), templates, config, Arc::new(NoHook));
+        let regions = Regions::from(launcher.clone()).with("us-east-ny".parse().unwrap(), far.clone());
+        let control = Control::start(store.clone(), regions, templates, config, Arc::new(NoHook));
         let control = control.await.unwrap();
         let router = roost_http::router(app(&control)).unwrap();
-        Self { router, control, store, key, launcher, database }
+        Self { router, control, store, key, launcher, far, database }
     }
 
     /// Opens an event stream with the server's key.
