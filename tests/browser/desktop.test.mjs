@@ -138,7 +138,7 @@ test('a page without a good token says so and takes a fresh link', async () => {
     const link = new URL(await desktopLink());
     const bare = `${link.origin}${link.pathname}`;
     await page.goto(bare);
-    await page.getByRole('heading', { name: 'This page needs a link' }).waitFor();
+    await page.getByRole('heading', { name: 'This desktop is protected' }).waitFor();
     await page.getByText('roost open').first().waitFor();
 
     await page.goto(`${bare}?auth=${WRONG_TOKEN}`);

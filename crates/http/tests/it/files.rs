@@ -29,11 +29,14 @@ use crate::support::{Reply, Server};
 type Answer<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+type Content = Vec<u8>;
+type Mode = u32;
+
 /// Files by their paths; directories are what files are below.
 #[derive(Debug, Clone, Default)]
 struct Shelf {
-    files: Arc<Mutex<BTreeMap<String, (Vec<u8>, u32)>>>,
-    uploads: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+    files: Arc<Mutex<BTreeMap<String, (Content, Mode)>>>,
+    uploads: Arc<Mutex<BTreeMap<String, Content>>>,
 }
 
 impl Shelf {
