@@ -568,7 +568,8 @@ async fn common_errors(sheet: &mut Sheet, server: &Server, id: &str) -> Result<(
     }
 
     // A QEMU that stands still is an agent that does not answer.
-    let machine = server.machine(id);
+    // It was moved there above.
+    let machine = server.machine_in("us-east-ny", id);
     let found = processes_naming(&machine)?;
     let qemu = found.iter().find(|(_, command)| command.contains("qemu-system")).context("no QEMU")?.0;
     signal(qemu, "STOP")?;
