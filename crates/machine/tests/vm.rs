@@ -132,10 +132,7 @@ async fn a_computer_runs_stops_and_runs_again_with_its_files() {
     machine.watch_until(Phase::Booting, Duration::from_secs(60)).await;
     machine.watch_until(Phase::Running, Duration::from_secs(300)).await;
     let mut guest = machine.guest().await;
-    assert_eq!(
-        exec_ok(&mut guest, "hostname; echo $GREETING").await,
-        format!("{}\nhello\n", machine.spec.hostname)
-    );
+    assert_eq!(exec_ok(&mut guest, "hostname").await, format!("{}\n", machine.spec.hostname));
 
     let began = std::time::Instant::now();
     machine.stop().await;

@@ -92,6 +92,10 @@ async fn the_newest_lines_of_both_sources_come_in_their_order() {
     let (_guest, mute) = crate::guest::FakeGuest::serve().await;
     server.launcher.set_guest_of(id.parse().unwrap(), mute);
     assert_eq!(server.post(&format!("/computers/{id}/restart"), Value::Null).await.0, 200);
+    let is_back = |record: &roost_store::ComputerRecord| {
+        roost_control::status::status(record) == roost_api::Status::Running
+    };
+    server.control.wait_until(id.parse().unwrap(), is_back).await.unwrap();
     assert_eq!(lines(&server, &path).await, ["one", "two", "three"]);
     assert_eq!(server.get(&format!("{path}?source=services")).await.0, 502);
     assert_eq!(server.post(&format!("/computers/{id}/stop"), Value::Null).await.0, 200);
