@@ -97,10 +97,12 @@ async fn the_newest_lines_of_both_sources_come_in_their_order() {
     };
     server.control.wait_until(id.parse().unwrap(), is_back).await.unwrap();
     assert_eq!(lines(&server, &path).await, ["one", "two", "three"]);
-    assert_eq!(server.get(&format!("{path}?source=services")).await.0, 502);
+    let (status, refused) = server.get(&format!("{path}?source=services")).await;
+    assert_eq!((status, &refused["error"]["code"]), (409, &json!("RESOURCE_STATE")), "its agent is older");
     assert_eq!(server.post(&format!("/computers/{id}/stop"), Value::Null).await.0, 200);
     assert_eq!(lines(&server, &path).await, ["one", "two", "three"]);
-    assert_eq!(server.get(&format!("{path}?source=services")).await.0, 409);
+    let (status, refused) = server.get(&format!("{path}?source=services")).await;
+    assert_eq!((status, &refused["error"]["code"]), (409, &json!("COMPUTER_NOT_RUNNING")));
 }
 
 #[tokio::test]
