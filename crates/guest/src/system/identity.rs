@@ -7,9 +7,9 @@
 //! What every computer gets of its own:
 //!
 //! * the random pool, the clock, the host name: here. Programs ask the kernel for the name, and the resolver
-//!   of the image does so too (`nss-myhostname`); `/etc/hostname` is a link to the kernel's word. So there is no
-//!   file to write, which would cost a computer that has just begun more than everything else here. A shell
-//!   that runs already goes on showing the old name in its prompt.
+//!   of the image does so too (`nss-myhostname`), so `/etc/hosts` is left alone: a file to write costs a
+//!   computer that has just begun more than all that is no file. A shell that runs already goes on showing the
+//!   old name in its prompt.
 //! * the machine id: here. D-Bus has no other: its file is a link to this one.
 //! * SSH host keys: removed here when the machine id changes; the image makes new ones when sshd starts.
 //!
@@ -230,7 +230,7 @@ fn set_clock(clock: WallClock) -> io::Result<()> {
     Ok(())
 }
 
-/// For images that keep the name in a file of their own. Ours has a link there, which says the name already.
+/// `/etc/hostname`, and `/etc/hosts` where it has the name.
 fn write_hostname(etc: &Path, name: &str) -> Result<(), IdentityError> {
     replace(&etc.join("hostname"), &format!("{name}\n"))?;
     let path = etc.join("hosts");
