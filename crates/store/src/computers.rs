@@ -397,11 +397,7 @@ fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter)
         query.push(")");
     }
     if let Some(statuses) = &filter.statuses {
-        query.push(" AND ").push(STATE).push(" IN (''");
-        for state in states(statuses) {
-            query.push(", ").push_bind(state);
-        }
-        query.push(")");
+        query.push(" AND ").push(STATE).push_in(states(statuses));
     }
 }
 

@@ -189,11 +189,7 @@ impl Store {
         let mut query = QueryBuilder::new("SELECT * FROM workspaces WHERE tenant_id = ");
         query.push_bind(tenant.to_string());
         if let Some(only) = only {
-            query.push(" AND id IN (''");
-            for id in only {
-                query.push(", ").push_bind(id.to_string());
-            }
-            query.push(")");
+            query.push(" AND id").push_in(only);
         }
         query.push(" ORDER BY created_at, id");
         let rows = query.build().fetch_all(&self.pool).await?;
@@ -344,11 +340,7 @@ impl Store {
         let mut query = QueryBuilder::new(PROJECT);
         query.push(" WHERE w.tenant_id = ").push_bind(tenant.to_string());
         if let Some(only) = only {
-            query.push(" AND w.id IN (''");
-            for id in only {
-                query.push(", ").push_bind(id.to_string());
-            }
-            query.push(")");
+            query.push(" AND w.id").push_in(only);
         }
         query.push(" ORDER BY p.created_at, p.id");
         let rows = query.build().fetch_all(&self.pool).await?;

@@ -29,6 +29,16 @@ impl QueryBuilder {
         self
     }
 
+    /// Adds ` IN (…)` with a parameter for each value. None is in an empty list, which SQL has no word for: so there is
+    /// always the empty text, which no value is.
+    pub(crate) fn push_in(&mut self, values: impl IntoIterator<Item: ToString>) -> &mut Self {
+        self.push(" IN (''");
+        for value in values {
+            self.push(", ").push_bind(value.to_string());
+        }
+        self.push(")")
+    }
+
     pub(crate) fn build<'q>(self) -> Query<'q, Any, AnyArguments> {
         sqlx::query_with(AssertSqlSafe(self.text), self.values)
     }

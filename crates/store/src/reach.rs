@@ -69,21 +69,21 @@ impl Reach {
                 " AND c.workspace_id = ",
                 " AND c.external_user_id = ",
                 " AND (c.owner_user_id = ",
-                " OR c.workspace_id IN (''",
+                " OR c.workspace_id",
             ],
             Of::Snapshots => [
                 " AND s.tenant_id = ",
                 " AND s.workspace_id = ",
                 " AND s.external_user_id = ",
                 " AND (s.owner_user_id = ",
-                " OR s.workspace_id IN (''",
+                " OR s.workspace_id",
             ],
             Of::Runs => [
                 " AND r.tenant_id = ",
                 " AND r.workspace_id = ",
                 " AND r.external_user_id = ",
                 " AND (EXISTS (SELECT 1 FROM computers c WHERE c.id = r.computer_id AND c.owner_user_id = ",
-                ") OR r.workspace_id IN (''",
+                ") OR r.workspace_id",
             ],
         };
         query.push(tenant).push_bind(self.tenant.to_string());
@@ -94,11 +94,7 @@ impl Reach {
             query.push(external_user).push_bind(only.clone());
         }
         if let Some((user, workspaces)) = &self.member {
-            query.push(owner).push_bind(user.to_string()).push(among);
-            for workspace in workspaces {
-                query.push(", ").push_bind(workspace.to_string());
-            }
-            query.push("))");
+            query.push(owner).push_bind(user.to_string()).push(among).push_in(workspaces).push(")");
         }
     }
 }
