@@ -48,8 +48,10 @@ pub use credits::{
     UsageSessions, UsageSummary,
 };
 pub use desktop::{
-    ClickRequest, CursorPosition, KeyRequest, MouseButton, PointRequest, ScreenSize, ScrollDirection,
-    ScrollRequest, Success, TypeRequest,
+    ButtonRequest, ClickRequest, Clipboard, CursorPosition, DesktopEnvironment, DragRequest, HotkeyRequest,
+    KeyRequest, MouseButton, PictureFormat, PictureQuery, PointRequest, ScreenRegion, ScreenSize,
+    ScrollDirection, ScrollRequest, Success, TypeRequest, WaitRequest, WallpaperRequest, Window,
+    WindowFocusRequest, WindowId, WindowSize,
 };
 pub use env::{ChangeVariable, MASKED, SetVariable, Variable, VariableDeleted, Variables};
 pub use error::{ApiError, ErrorBody, ErrorCode, ErrorDetail};

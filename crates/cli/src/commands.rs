@@ -58,7 +58,7 @@ pub(crate) struct DeleteArgs {
 pub(crate) struct ScreenshotArgs {
     /// Name, slug or id
     name: String,
-    /// The file to write
+    /// The file to write: PNG, or what its name ends with (.jpg, .webp)
     #[arg(short, long, value_name = "FILE")]
     output: Utf8PathBuf,
 }
@@ -201,14 +201,19 @@ pub(crate) async fn delete(client: &Client, args: &DeleteArgs, json: bool) -> an
 
 pub(crate) async fn screenshot(client: &Client, args: &ScreenshotArgs, json: bool) -> anyhow::Result<()> {
     let computer = client.find(&args.name).await?;
-    let path = format!("/computers/{}/desktop/screenshot", computer.id);
-    let png =
+    let format = match args.output.extension() {
+        Some("jpg" | "jpeg") => "jpeg",
+        Some("webp") => "webp",
+        Some(_) | None => "png",
+    };
+    let path = format!("/computers/{}/desktop/screenshot?format={format}", computer.id);
+    let picture =
         client.send(Method::GET, &path, None).await?.bytes().await.context("the picture was cut short")?;
-    std::fs::write(&args.output, &png).with_context(|| format!("failed to write {}", args.output))?;
+    std::fs::write(&args.output, &picture).with_context(|| format!("failed to write {}", args.output))?;
     if json {
-        return print_json(&json!({ "file": args.output, "bytes": png.len() }));
+        return print_json(&json!({ "file": args.output, "bytes": picture.len() }));
     }
-    print_line(&format!("{} ({} bytes)", args.output, png.len()))
+    print_line(&format!("{} ({} bytes)", args.output, picture.len()))
 }
 
 pub(crate) async fn open(client: &Client, args: &OpenArgs, json: bool) -> anyhow::Result<()> {

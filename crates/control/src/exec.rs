@@ -174,7 +174,7 @@ impl Control {
         self.exec_to_end(id, command, Some(code)).await
     }
 
-    async fn exec_to_end(
+    pub(crate) async fn exec_to_end(
         &self,
         id: ComputerId,
         command: ExecCommand,

@@ -36,7 +36,6 @@ mod idle;
 
 mod keyfile;
 mod keys;
-mod keysyms;
 mod layers;
 mod logs;
 mod metrics;
@@ -76,6 +75,7 @@ pub use access::{Act, Scope};
 pub use computers::Created;
 pub use connection::StreamAccess;
 pub use credits::CreditConfig;
+pub use desktop::{Picture, WindowChange};
 pub use env::VariableOutcome;
 pub use events::Frame;
 pub use exec::{ExecCommand, ExecLine, ExecLines, ExecOutputs, ExecSession, terminal_size};

@@ -13,9 +13,10 @@ use std::{
 };
 
 use roost_guest_proto::v1::{
-    Button, CaptureRequest, CursorRequest, HealthRequest, InputAction, InputRequest, KeyChord, Point, Region,
-    ScreenRequest, Scroll, TypeSlowly, WaitDesktopRequest, desktop_client::DesktopClient,
-    input_action::Action, system_client::SystemClient,
+    Button, CaptureRequest, ChangeWindowRequest, CursorRequest, HealthRequest, InputAction, InputRequest,
+    KeyChord, Point, ReadClipboardRequest, Region, ScreenRequest, Scroll, TypeSlowly, WaitDesktopRequest,
+    WindowState, WindowsRequest, WriteClipboardRequest, change_window_request::Change,
+    desktop_client::DesktopClient, input_action::Action, system_client::SystemClient,
 };
 use tempfile::TempDir;
 use tonic::{Code, Status, transport::Channel};
@@ -169,8 +170,10 @@ fn chord(keysyms: &[&str]) -> Action {
 }
 
 async fn capture(channel: &Channel, region: Option<Region>) -> Result<(u32, u32, Vec<u8>), Status> {
-    let mut pieces =
-        DesktopClient::new(channel.clone()).capture(CaptureRequest { region }).await?.into_inner();
+    let mut pieces = DesktopClient::new(channel.clone())
+        .capture(CaptureRequest { region, cursor: false })
+        .await?
+        .into_inner();
     let first = pieces.message().await?.unwrap();
     let mut rgb = first.rgb.to_vec();
     while let Some(piece) = pieces.message().await? {
@@ -423,4 +426,147 @@ async fn the_agent_finds_the_desktop_whenever_it_comes() {
         }
     };
     tokio::time::timeout(Duration::from_secs(5), noticed).await.unwrap();
+}
+
+async fn clipboard(channel: &Channel) -> Result<String, Status> {
+    let answer = DesktopClient::new(channel.clone()).read_clipboard(ReadClipboardRequest {}).await?;
+    Ok(answer.into_inner().text)
+}
+
+async fn set_clipboard(channel: &Channel, text: &str) -> Result<(), Status> {
+    let request = WriteClipboardRequest { text: text.to_owned() };
+    DesktopClient::new(channel.clone()).write_clipboard(request).await.map(|_| ())
+}
+
+/// A program that owns the clipboard and answers in pieces, as toolkits do with what is long.
+fn own_in_pieces(server: &Server, pieces: Vec<Vec<u8>>) -> std::thread::JoinHandle<()> {
+    let (connection, root) = server.connect();
+    let window = connection.generate_id().unwrap();
+    let look = CreateWindowAux::new();
+    connection.create_window(0, window, root, 0, 0, 1, 1, 0, WindowClass::INPUT_ONLY, 0, &look).unwrap();
+    let atom = |name: &str| connection.intern_atom(false, name.as_bytes()).unwrap().reply().unwrap().atom;
+    let (clipboard, incremental, utf8) = (atom("CLIPBOARD"), atom("INCR"), atom("UTF8_STRING"));
+    connection.set_selection_owner(window, clipboard, x11rb::CURRENT_TIME).unwrap();
+    connection.sync().unwrap();
+    std::thread::spawn(move || {
+        let mut pieces = pieces.into_iter();
+        let mut asked = None;
+        loop {
+            match connection.wait_for_event().unwrap() {
+                Event::SelectionRequest(request) => {
+                    let listen = x11rb::protocol::xproto::ChangeWindowAttributesAux::new()
+                        .event_mask(EventMask::PROPERTY_CHANGE);
+                    connection.change_window_attributes(request.requestor, &listen).unwrap();
+                    connection
+                        .change_property32(
+                            PropMode::REPLACE,
+                            request.requestor,
+                            request.property,
+                            incremental,
+                            &[1],
+                        )
+                        .unwrap();
+                    let notice = x11rb::protocol::xproto::SelectionNotifyEvent {
+                        response_type: x11rb::protocol::xproto::SELECTION_NOTIFY_EVENT,
+                        sequence: 0,
+                        time: request.time,
+                        requestor: request.requestor,
+                        selection: request.selection,
+                        target: request.target,
+                        property: request.property,
+                    };
+                    connection.send_event(false, request.requestor, EventMask::NO_EVENT, notice).unwrap();
+                    connection.flush().unwrap();
+                    asked = Some((request.requestor, request.property));
+                }
+                Event::PropertyNotify(change)
+                    if change.state == x11rb::protocol::xproto::Property::DELETE
+                        && asked == Some((change.window, change.atom)) =>
+                {
+                    let piece = pieces.next().unwrap_or_default();
+                    connection
+                        .change_property8(PropMode::REPLACE, change.window, change.atom, utf8, &piece)
+                        .unwrap();
+                    connection.flush().unwrap();
+                }
+                Event::SelectionClear(_) => return,
+                _ => {}
+            }
+        }
+    })
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn the_clipboard_is_shared_with_programs() {
+    let server = Server::start();
+    let agent = server.agent();
+    let channel = connect(&agent).await;
+    assert_eq!(clipboard(&channel).await.unwrap(), "");
+    for text in ["", "plain", "Žluťoučký kůň 日本語 😀\n\t", &"x".repeat(1024 * 1024)] {
+        set_clipboard(&channel, text).await.unwrap();
+        assert_eq!(clipboard(&channel).await.unwrap(), text);
+    }
+    let too_long = set_clipboard(&channel, &"x".repeat(1024 * 1024 + 1)).await.unwrap_err();
+    assert_eq!(too_long.code(), Code::InvalidArgument);
+
+    let pieces = vec![b"one ".to_vec(), vec![b'y'; 100_000], " zwölf".into()];
+    let expected = String::from_utf8(pieces.concat()).unwrap();
+    let program = own_in_pieces(&server, pieces);
+    assert_eq!(clipboard(&channel).await.unwrap(), expected);
+    set_clipboard(&channel, "taken back").await.unwrap();
+    program.join().unwrap();
+    assert_eq!(clipboard(&channel).await.unwrap(), "taken back");
+
+    // Many at once: each gets a whole text, and one of them is the last.
+    let texts: Vec<String> = (0..10).map(|number| number.to_string().repeat(1000)).collect();
+    let writes = texts.iter().map(|text| set_clipboard(&channel, text));
+    for result in futures_util::future::join_all(writes).await {
+        if let Err(status) = result {
+            assert_eq!(status.code(), Code::Aborted, "{status}");
+        }
+    }
+    assert!(texts.contains(&clipboard(&channel).await.unwrap()));
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn keys_stay_down_until_they_are_let_go() {
+    let server = Server::start();
+    let agent = server.agent();
+    let channel = connect(&agent).await;
+    let (connection, _) = server.connect();
+    let down = || {
+        let keys = connection.query_keymap().unwrap().reply().unwrap().keys;
+        keys.iter().map(|byte| byte.count_ones()).sum::<u32>()
+    };
+    let keys = |names: &[&str]| KeyChord { keysyms: names.iter().map(|name| (*name).to_owned()).collect() };
+    assert_eq!(down(), 0);
+    input(&channel, [Action::HoldKeys(keys(&["Control_L", "a"]))]).await.unwrap();
+    assert_eq!(down(), 2);
+    input(&channel, [Action::Key(keys(&["b"]))]).await.unwrap();
+    assert_eq!(down(), 2);
+    input(&channel, [Action::ReleaseKeys(keys(&["a"]))]).await.unwrap();
+    assert_eq!(down(), 1);
+    input(&channel, [Action::ReleaseKeys(keys(&["Control_L", "a"]))]).await.unwrap();
+    assert_eq!(down(), 0);
+    // A capital letter is two keys.
+    input(&channel, [Action::HoldKeys(keys(&["A"]))]).await.unwrap();
+    assert_eq!(down(), 2);
+    input(&channel, [Action::ReleaseKeys(keys(&["A"]))]).await.unwrap();
+    assert_eq!(down(), 0);
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn without_a_window_manager_there_are_no_windows() {
+    let server = Server::start();
+    let agent = server.agent();
+    let channel = connect(&agent).await;
+    let mut client = DesktopClient::new(channel);
+    assert_eq!(client.windows(WindowsRequest {}).await.unwrap().into_inner().windows, []);
+    let close = ChangeWindowRequest { id: 1, change: Some(Change::State(WindowState::Closed.into())) };
+    assert_eq!(client.change_window(close).await.unwrap_err().code(), Code::NotFound);
+    let screen = client.screen(ScreenRequest {}).await.unwrap().into_inner();
+    assert_eq!((screen.display, screen.window_manager), (server.display.clone(), String::new()));
 }

@@ -21,6 +21,7 @@ use x11rb::{
     errors::ReplyError,
     protocol::{
         shm::{self, ConnectionExt as _},
+        xfixes::{self, ConnectionExt as _},
         xproto::{ConnectionExt as _, Drawable, ImageFormat, ImageOrder, VisualClass},
     },
     rust_connection::RustConnection,
@@ -101,10 +102,20 @@ impl Capturer {
         if (version.major_version, version.minor_version) < (1, 2) {
             return Err(DisplayError::Lacks("MIT-SHM 1.2 (shared memory by descriptor)"));
         }
+        // For the pointer's image; a client says which version it speaks before it asks anything.
+        if connection.extension_information(xfixes::X11_EXTENSION_NAME)?.is_none() {
+            return Err(DisplayError::Lacks("the XFIXES extension"));
+        }
+        connection.xfixes_query_version(2, 0)?.reply()?;
         Ok(Self::default())
     }
 
-    pub(super) fn capture(&self, display: &Display, region: Option<Region>) -> Result<Image, DisplayError> {
+    pub(super) fn capture(
+        &self,
+        display: &Display,
+        region: Option<Region>,
+        cursor: bool,
+    ) -> Result<Image, DisplayError> {
         check_format(display)?;
         let mut attempt = 1;
         loop {
@@ -113,6 +124,10 @@ impl Capturer {
             let area = clip(region, width, height).ok_or(CaptureError::Outside { width, height })?;
             match self.grab(display, area) {
                 Err(DisplayError::Request(ReplyError::X11Error(_))) if attempt < ATTEMPTS => attempt += 1,
+                Ok(mut image) if cursor => {
+                    draw_cursor(display, area, &mut image)?;
+                    return Ok(image);
+                }
                 result => return result,
             }
         }
@@ -150,6 +165,33 @@ impl Capturer {
         let mut rgb = Vec::with_capacity(size / BYTES_PER_PIXEL * 3);
         append_rgb(&memory.bytes()[..size], &mut rgb);
         Ok(Image { width: width.into(), height: height.into(), rgb })
+    }
+}
+
+/// The pointer's image over the picture of an area.
+fn draw_cursor(display: &Display, area: Area, image: &mut Image) -> Result<(), DisplayError> {
+    let cursor = display.connection.xfixes_get_cursor_image()?.reply()?;
+    let left = i32::from(cursor.x) - i32::from(cursor.xhot) - i32::from(area.x);
+    let top = i32::from(cursor.y) - i32::from(cursor.yhot) - i32::from(area.y);
+    overlay(image, left, top, cursor.width.into(), &cursor.cursor_image);
+    Ok(())
+}
+
+/// Pixels are 0xAARRGGBB, multiplied by their alpha already.
+fn overlay(image: &mut Image, left: i32, top: i32, width: usize, pixels: &[u32]) {
+    for (row, line) in (top..).zip(pixels.chunks_exact(width.max(1))) {
+        for (column, pixel) in (left..).zip(line) {
+            let (Ok(x), Ok(y)) = (u32::try_from(column), u32::try_from(row)) else { continue };
+            if x >= image.width || y >= image.height {
+                continue;
+            }
+            let [blue, green, red, alpha] = pixel.to_le_bytes();
+            let start = (y as usize * image.width as usize + x as usize) * 3;
+            for (under, over) in image.rgb[start..start + 3].iter_mut().zip([red, green, blue]) {
+                let kept = u16::from(*under) * (255 - u16::from(alpha)) / 255;
+                *under = over.saturating_add(u8::try_from(kept).unwrap_or(u8::MAX));
+            }
+        }
     }
 }
 
@@ -238,6 +280,20 @@ fn allocate(size: usize) -> rustix::io::Result<(OwnedFd, NonNull<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pointer_lies_over_the_picture_and_is_cut_at_its_edges() {
+        let mut image = Image { width: 2, height: 2, rgb: vec![100; 12] };
+        // Opaque red, nothing; half of black, opaque blue. Only the last one is on the picture at (0, 0).
+        let pixels = [0xffff_0000, 0, 0x8000_0000, 0xff00_00ff];
+        overlay(&mut image, -1, -1, 2, &pixels);
+        assert_eq!(image.rgb[..3], [0, 0, 255]);
+        assert_eq!(image.rgb[3..], [100; 9]);
+        overlay(&mut image, 1, 0, 2, &pixels);
+        assert_eq!(image.rgb[3..6], [255, 0, 0]);
+        assert_eq!(image.rgb[9..], [49, 49, 49]);
+        overlay(&mut image, 5, 5, 0, &[]);
+    }
 
     #[test]
     fn regions_are_clipped_to_the_screen() {

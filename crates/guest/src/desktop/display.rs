@@ -9,21 +9,31 @@ use std::{
     os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
-use rustix::fs::OFlags;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::OFlags,
+    io::Errno,
+};
 use tonic::Status;
 use x11rb::{
     connection::Connection,
     errors::{ConnectError, ConnectionError, ReplyError},
-    protocol::xproto::{Screen, Window},
+    protocol::{
+        Event,
+        xproto::{Screen, Window},
+    },
     rust_connection::{DefaultStream, RustConnection},
 };
 
 use super::{
     capture::CaptureError,
+    clipboard::ClipboardError,
     input::InputError,
     readiness::{Readiness, Stage},
+    windows::WindowError,
 };
 
 pub(super) const SOCKETS: &str = "/tmp/.X11-unix";
@@ -57,6 +67,10 @@ pub(crate) enum DisplayError {
     Capture(#[from] CaptureError),
     #[error(transparent)]
     Input(#[from] InputError),
+    #[error(transparent)]
+    Clipboard(#[from] ClipboardError),
+    #[error(transparent)]
+    Window(#[from] WindowError),
 }
 
 impl From<ReplyError> for DisplayError {
@@ -79,6 +93,8 @@ impl From<DisplayError> for Status {
             DisplayError::Lacks(_) => Status::unimplemented(error.to_string()),
             DisplayError::Capture(error) => error.into(),
             DisplayError::Input(error) => error.into(),
+            DisplayError::Clipboard(error) => error.into(),
+            DisplayError::Window(error) => error.into(),
         }
     }
 }
@@ -150,6 +166,24 @@ pub(super) struct Display {
     pub(super) screen: Screen,
 }
 
+impl Display {
+    /// `None` when nothing has come until then.
+    pub(super) fn next_event(&self, deadline: Instant) -> Result<Option<Event>, DisplayError> {
+        loop {
+            if let Some(event) = self.connection.poll_for_event()? {
+                return Ok(Some(event));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (false, Ok(limit)) = (left.is_zero(), Timespec::try_from(left)) else { return Ok(None) };
+            let mut watched = [PollFd::new(self.connection.stream(), PollFlags::IN)];
+            match poll(&mut watched, Some(&limit)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(ConnectionError::IoError(error.into()).into()),
+            }
+        }
+    }
+}
+
 /// The connection for the host's requests, with what `T` keeps beside it.
 #[derive(Debug)]
 pub(super) struct DisplayHandle<T> {
@@ -167,6 +201,10 @@ impl<T> DisplayHandle<T> {
         open: fn(Display) -> Result<T, DisplayError>,
     ) -> Self {
         Self { address, readiness, current: Mutex::new(None), open }
+    }
+
+    pub(super) fn address(&self) -> &DisplayAddress {
+        &self.address
     }
 
     /// The connection to the desktop of the moment. Does not wait for one: the server's socket may accept
@@ -192,6 +230,14 @@ impl<T> DisplayHandle<T> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|(_, current)| Arc::ptr_eq(current, lost)) {
             *current = None;
+        }
+    }
+
+    /// A connection of its own to the desktop of the moment, for who waits for events.
+    pub(super) fn another(&self) -> Result<Display, DisplayError> {
+        match self.readiness.stage() {
+            Stage::Starting(_) | Stage::Ready(_) => self.address.connect(),
+            Stage::Absent => Err(DisplayError::Absent { number: self.address.number }),
         }
     }
 

@@ -13,7 +13,6 @@ use std::{
 };
 
 use roost_guest_proto::v1::{Button, InputRequest, Scroll, input_action::Action};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use x11rb::{
@@ -99,6 +98,8 @@ pub(super) enum Step {
     Type(Vec<Keysym>),
     TypeSlowly(Vec<Keysym>, Duration),
     Chord(Vec<Keysym>),
+    Hold(Vec<Keysym>),
+    LetGo(Vec<Keysym>),
     Pause(Duration),
 }
 
@@ -116,6 +117,8 @@ pub(super) fn check(request: InputRequest) -> Result<Vec<Step>, InputError> {
                 steps.push(Step::TypeSlowly(check_text(&slowly.text)?, delay));
             }
             Action::Key(chord) => steps.push(Step::Chord(check_chord(&chord.keysyms)?)),
+            Action::HoldKeys(chord) => steps.push(Step::Hold(check_chord(&chord.keysyms)?)),
+            Action::ReleaseKeys(chord) => steps.push(Step::LetGo(check_chord(&chord.keysyms)?)),
             Action::PauseMs(pause) => steps.push(Step::Pause(Duration::from_millis(pause.into()))),
         }
     }
@@ -314,7 +317,7 @@ impl Hands {
         let mut fingers = Fingers { display, pressed };
         let mut buttons_up = KeyButMask::default();
         for step in steps {
-            if matches!(step, Step::Type(_) | Step::Chord(_)) {
+            if matches!(step, Step::Type(_) | Step::Chord(_) | Step::Hold(_) | Step::LetGo(_)) {
                 await_pointer(display, std::mem::take(&mut buttons_up))?;
             }
             match step {
@@ -345,9 +348,19 @@ impl Hands {
                     let about_locks =
                         symbols.iter().any(|s| matches!(*s, Keysym::CAPS_LOCK | Keysym::SHIFT_LOCK));
                     let locks = if about_locks { Locks::default() } else { Locks::open(display)? };
-                    let done = self.press_chord(&mut fingers, &mut keyboard, symbols);
+                    let done = self.chord_keys(display, &mut keyboard, symbols).and_then(|keys| {
+                        fingers.press_all(&keys)?;
+                        fingers.release_those(&keys)
+                    });
                     locks.restore(display)?;
                     done?;
+                }
+                // What is held is held for what comes later, under whatever locks there are then.
+                Step::Hold(symbols) => {
+                    fingers.press_all(&self.chord_keys(display, &mut keyboard, symbols)?)?;
+                }
+                Step::LetGo(symbols) => {
+                    fingers.release_those(&self.chord_keys(display, &mut keyboard, symbols)?)?;
                 }
                 // Split off by `perform_steps`.
                 Step::TypeSlowly(..) | Step::Pause(_) => {}
@@ -383,35 +396,31 @@ impl Hands {
         fingers.hold(&keymap, &mut held, Modifiers::default())
     }
 
-    fn press_chord(
+    /// The keys of a chord, in the order in which they are pressed.
+    fn chord_keys(
         &self,
-        fingers: &mut Fingers<'_>,
+        display: &Display,
         keyboard: &mut KeyboardState,
         symbols: &[Keysym],
-    ) -> Result<(), DisplayError> {
-        let (keymap, batches) = self.plan(fingers.display, keyboard, symbols)?;
+    ) -> Result<Vec<Contact>, DisplayError> {
+        let (keymap, batches) = self.plan(display, keyboard, symbols)?;
         // All keys are down at once, so each needs its own.
         let [batch] = &batches[..] else {
             return Err(InputError::from(NoKeyError(symbols[symbols.len() - 1])).into());
         };
-        self.prepare(fingers.display, keyboard, batch)?;
-        let mut down: Vec<Contact> = Vec::new();
+        self.prepare(display, keyboard, batch)?;
+        let has_shift = symbols.iter().any(|s| matches!(*s, Keysym::SHIFT_L | Keysym::SHIFT_R));
+        let mut keys = Vec::new();
         for stroke in &batch.strokes {
-            let shift = keymap.shift.filter(|_| stroke.modifiers.shift);
+            let shift = keymap.shift.filter(|_| stroke.modifiers.shift && !has_shift);
             let level3 = keymap.level3.filter(|_| stroke.modifiers.level3);
-            let has_shift = symbols.iter().any(|s| matches!(*s, Keysym::SHIFT_L | Keysym::SHIFT_R));
-            let shift = shift.filter(|_| !has_shift);
             for key in [shift, level3, Some(stroke.key)].into_iter().flatten().map(Contact::Key) {
-                if !down.contains(&key) {
-                    fingers.press(key)?;
-                    down.push(key);
+                if !keys.contains(&key) {
+                    keys.push(key);
                 }
             }
         }
-        while let Some(key) = down.pop() {
-            fingers.release(key)?;
-        }
-        Ok(())
+        Ok(keys)
     }
 
     fn plan(
@@ -474,7 +483,7 @@ impl Hands {
         connection.send_event(false, window, EventMask::NO_EVENT, ping)?;
         connection.flush()?;
         let deadline = Instant::now() + ANSWER_LIMIT;
-        while let Some(event) = next_event(display, deadline)? {
+        while let Some(event) = display.next_event(deadline)? {
             if let Event::ClientMessage(message) = event
                 && message.type_ == self.atoms.WM_PROTOCOLS
                 && message.data.as_data32()[..2] == [self.atoms._NET_WM_PING, number]
@@ -502,23 +511,6 @@ impl Hands {
         let answers =
             protocols.value32().is_some_and(|mut atoms| atoms.any(|atom| atom == self.atoms._NET_WM_PING));
         Ok(answers.then_some(window))
-    }
-}
-
-fn next_event(display: &Display, deadline: Instant) -> Result<Option<Event>, DisplayError> {
-    loop {
-        if let Some(event) = display.connection.poll_for_event()? {
-            return Ok(Some(event));
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (false, Ok(limit)) = (left.is_zero(), Timespec::try_from(left)) else { return Ok(None) };
-        let mut watched = [PollFd::new(display.connection.stream(), PollFlags::IN)];
-        match poll(&mut watched, Some(&limit)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                return Err(x11rb::errors::ConnectionError::IoError(error.into()).into());
-            }
-        }
     }
 }
 
@@ -637,6 +629,14 @@ impl Fingers<'_> {
         }
         self.pressed.0.retain(|pressed| *pressed != contact);
         Ok(())
+    }
+
+    fn press_all(&mut self, contacts: &[Contact]) -> Result<(), DisplayError> {
+        contacts.iter().try_for_each(|contact| self.press(*contact))
+    }
+
+    fn release_those(&mut self, contacts: &[Contact]) -> Result<(), DisplayError> {
+        contacts.iter().rev().try_for_each(|contact| self.release(*contact))
     }
 
     fn release_all(&mut self) -> Result<(), DisplayError> {

@@ -1,20 +1,23 @@
-//! The desktop of the computer: its pixels, its pointer, its keyboard.
+//! The desktop of the computer: its pixels, its pointer, its keyboard, its windows, its clipboard.
 
 mod capture;
+mod clipboard;
 pub(crate) mod display;
 mod input;
 mod keyboard;
 mod keysym;
 mod pixels;
 pub(crate) mod readiness;
+mod windows;
 
 use std::{pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use roost_guest_proto::v1::{
-    CaptureReply, CaptureRequest, CursorReply, CursorRequest, InputReply, InputRequest, ScreenReply,
-    ScreenRequest, desktop_server::Desktop,
+    CaptureReply, CaptureRequest, ChangeWindowReply, ChangeWindowRequest, CursorReply, CursorRequest,
+    InputReply, InputRequest, ReadClipboardReply, ReadClipboardRequest, ScreenReply, ScreenRequest,
+    WindowsReply, WindowsRequest, WriteClipboardReply, WriteClipboardRequest, desktop_server::Desktop,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +29,7 @@ use self::{
     display::{Display, DisplayAddress, DisplayError, DisplayHandle},
     input::{Hands, Turn},
     readiness::Readiness,
+    windows::Windows,
 };
 use crate::system::blocking;
 
@@ -39,11 +43,17 @@ struct Session {
     display: Display,
     capturer: Capturer,
     hands: Hands,
+    windows: Windows,
 }
 
 impl Session {
     fn new(display: Display) -> Result<Self, DisplayError> {
-        Ok(Self { capturer: Capturer::new(&display)?, hands: Hands::new(&display)?, display })
+        Ok(Self {
+            capturer: Capturer::new(&display)?,
+            hands: Hands::new(&display)?,
+            windows: Windows::new(&display)?,
+            display,
+        })
     }
 }
 
@@ -75,6 +85,7 @@ impl DesktopService {
 #[tonic::async_trait]
 impl Desktop for DesktopService {
     async fn screen(&self, _: Request<ScreenRequest>) -> Result<Response<ScreenReply>, Status> {
+        let display = self.handle.address().name();
         let reply = self
             .with(|session| {
                 let Display { connection, root, .. } = &session.display;
@@ -83,6 +94,8 @@ impl Desktop for DesktopService {
                     width: screen.width.into(),
                     height: screen.height.into(),
                     depth: screen.depth.into(),
+                    display,
+                    window_manager: session.windows.manager(&session.display)?.unwrap_or_default(),
                 })
             })
             .await?;
@@ -106,12 +119,13 @@ impl Desktop for DesktopService {
         &self,
         request: Request<CaptureRequest>,
     ) -> Result<Response<Self::CaptureStream>, Status> {
-        let region = request.into_inner().region;
+        let CaptureRequest { region, cursor } = request.into_inner();
         let place = match self.captures.clone().acquire_owned().await {
             Ok(place) => place,
             Err(closed) => return Err(Status::internal(closed.to_string())),
         };
-        let image = self.with(move |session| session.capturer.capture(&session.display, region)).await?;
+        let image =
+            self.with(move |session| session.capturer.capture(&session.display, region, cursor)).await?;
         let size = CaptureReply { width: image.width, height: image.height, rgb: Bytes::new() };
         // One buffer for the whole picture; the pieces are views of it.
         let pieces = stream::unfold((Bytes::from(image.rgb), place), |(mut rest, place)| async move {
@@ -137,5 +151,43 @@ impl Desktop for DesktopService {
             Ok(result) => result.map(|()| Response::new(InputReply {})),
             Err(panic) => Err(Status::internal(format!("the agent failed: {panic}"))),
         }
+    }
+
+    async fn windows(&self, _: Request<WindowsRequest>) -> Result<Response<WindowsReply>, Status> {
+        let windows = self.with(|session| session.windows.list(&session.display)).await?;
+        Ok(Response::new(WindowsReply { windows }))
+    }
+
+    async fn change_window(
+        &self,
+        request: Request<ChangeWindowRequest>,
+    ) -> Result<Response<ChangeWindowReply>, Status> {
+        let ChangeWindowRequest { id, change } = request.into_inner();
+        let handle = self.handle.clone();
+        let work = move || {
+            let display = handle.another()?;
+            Windows::new(&display)?.change(&display, id, change)
+        };
+        blocking(work).await?;
+        Ok(Response::new(ChangeWindowReply {}))
+    }
+
+    async fn read_clipboard(
+        &self,
+        _: Request<ReadClipboardRequest>,
+    ) -> Result<Response<ReadClipboardReply>, Status> {
+        let handle = self.handle.clone();
+        let text = blocking(move || clipboard::read(handle.another()?)).await?;
+        Ok(Response::new(ReadClipboardReply { text }))
+    }
+
+    async fn write_clipboard(
+        &self,
+        request: Request<WriteClipboardRequest>,
+    ) -> Result<Response<WriteClipboardReply>, Status> {
+        let handle = self.handle.clone();
+        let text = request.into_inner().text;
+        blocking(move || clipboard::write(handle.another()?, text)).await?;
+        Ok(Response::new(WriteClipboardReply {}))
     }
 }

@@ -2,13 +2,13 @@
 
 use roost_api::ApiError;
 
-/// The keys of a combination such as `ctrl+shift+t`, in the order they are pressed.
-pub(crate) fn chord(text: &str) -> Result<Vec<String>, ApiError> {
+/// The keys of a combination such as `ctrl+shift+t`, in the order they are pressed; `field` is where it was written.
+pub(super) fn chord(field: &str, text: &str) -> Result<Vec<String>, ApiError> {
     let mut keys = Vec::new();
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(ApiError::field(
-            "key",
+            field,
             "empty: name a key such as Return, or a combination such as ctrl+c",
         ));
     }
@@ -17,11 +17,11 @@ pub(crate) fn chord(text: &str) -> Result<Vec<String>, ApiError> {
         let end = rest.char_indices().skip(1).find(|(_, c)| *c == '+').map_or(rest.len(), |(at, _)| at);
         let name = rest[..end].trim();
         if name.is_empty() {
-            return Err(ApiError::field("key", format!("{text:?} has an empty part")));
+            return Err(ApiError::field(field, format!("{text:?} has an empty part")));
         }
         keys.push(keysym(name));
         rest = match rest[end..].strip_prefix('+') {
-            Some("") => return Err(ApiError::field("key", format!("{text:?} ends with a separator"))),
+            Some("") => return Err(ApiError::field(field, format!("{text:?} ends with a separator"))),
             Some(next) => next,
             None => "",
         };
@@ -83,10 +83,10 @@ mod tests {
             ("é", &["é"]),
         ];
         for (text, keys) in cases {
-            assert_eq!(chord(text).unwrap(), keys, "{text:?}");
+            assert_eq!(chord("key", text).unwrap(), keys, "{text:?}");
         }
         for text in ["", " ", "ctrl+", "ctrl+ +c"] {
-            assert!(chord(text).is_err(), "{text:?}");
+            assert!(chord("key", text).is_err(), "{text:?}");
         }
     }
 }

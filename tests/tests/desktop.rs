@@ -1,0 +1,321 @@
+//! Eyes and hands on a real desktop: windows, clipboard, keys and buttons that stay down, drags, pictures.
+
+use anyhow::{Context, Result, ensure};
+use reqwest::StatusCode;
+use roost_tests::{Answer, Client, Picture, Server};
+use serde_json::{Value, json};
+
+struct Desktop {
+    client: Client,
+    id: String,
+}
+
+impl Desktop {
+    fn path(&self, route: &str) -> String {
+        format!("/computers/{}/desktop/{route}", self.id)
+    }
+
+    async fn get(&self, route: &str) -> Result<Value> {
+        let answer = self.client.get(&self.path(route)).await?;
+        ensure!(answer.status == 200, "{route}: {}", answer.json()?);
+        answer.json()
+    }
+
+    async fn post(&self, route: &str, body: Value) -> Result<Answer> {
+        self.client.post(&self.path(route), body).await
+    }
+
+    async fn act(&self, route: &str, body: Value) -> Result<()> {
+        let answer = self.post(route, body.clone()).await?;
+        let success = answer.status == 200 && answer.json()? == json!({ "success": true });
+        ensure!(success, "{route} {body}: {}", answer.json()?);
+        Ok(())
+    }
+
+    async fn refused(&self, route: &str, body: Value, status: u16, word: &str) -> Result<()> {
+        let answer = self.post(route, body.clone()).await?;
+        let error = answer.json()?;
+        let says = error["message"].as_str().is_some_and(|message| message.contains(word));
+        ensure!(answer.status == status && says, "{route} {body}: {} {error}", answer.status);
+        Ok(())
+    }
+
+    async fn windows(&self) -> Result<Vec<Value>> {
+        Ok(self.get("windows").await?.as_array().context("no bare array")?.clone())
+    }
+
+    async fn window(&self, id: &str) -> Result<Value> {
+        let windows = self.windows().await?;
+        let found = windows.iter().find(|window| window["id"] == id);
+        Ok(found.with_context(|| format!("no window {id} in {windows:?}"))?.clone())
+    }
+
+    /// Starts a program and answers its window when it has the keyboard. X tells xdotool when it is there.
+    async fn open(&self, command: &str, title: &str) -> Result<Value> {
+        self.client.output(&self.id, &format!("({command} >/dev/null 2>&1 &)")).await?;
+        let find =
+            format!("xdotool search --sync --onlyvisible --name '{title}' windowfocus --sync >/dev/null");
+        self.client.output(&self.id, &find).await?;
+        let windows = self.windows().await?;
+        let found =
+            windows.iter().find(|window| window["title"].as_str().is_some_and(|shown| shown.contains(title)));
+        Ok(found.with_context(|| format!("no {title} in {windows:?}"))?.clone())
+    }
+}
+
+async fn desktop(server: &Server) -> Result<Desktop> {
+    let client = server.client();
+    let id = client.create("eyes").await?;
+    client.running(&id).await?;
+    Ok(Desktop { client, id })
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn windows_are_listed_and_do_as_they_are_told() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    let environment = desktop.get("environment").await?;
+    let expected = json!({
+        "name": "XFCE", "session_type": "x11", "resolution": "1280x720", "width": 1280, "height": 720,
+        "color_depth": 24, "display": ":0",
+    });
+    ensure!(environment == expected, "{environment}");
+    ensure!(desktop.windows().await?.is_empty(), "the panel or the wallpaper is listed");
+
+    let editor = desktop.open("mousepad", "Mousepad").await?;
+    let editor = editor["id"].as_str().context("no id")?.to_owned();
+    let terminal = desktop.open("xfce4-terminal --title=terminal", "terminal").await?;
+    ensure!(terminal["app"] == "Xfce4-terminal", "{terminal}");
+    ensure!(terminal.get("window_id").is_none() && terminal.get("application").is_none(), "{terminal}");
+    let terminal = terminal["id"].as_str().context("no id")?.to_owned();
+    ensure!(terminal.starts_with("0x"), "{terminal}");
+
+    desktop.act("window/focus", json!({ "window_id": editor })).await?;
+    let windows = desktop.windows().await?;
+    ensure!(windows[0]["id"] == *editor, "the focused one is not the topmost: {windows:?}");
+    for window in &windows {
+        let focused = window["id"] == *editor;
+        ensure!(window["focused"] == focused && window["is_focused"] == focused, "{window}");
+    }
+
+    // What was asked for is what is there, with the frame.
+    desktop.act(&format!("window/{editor}/resize"), json!({ "width": 500, "height": 320 })).await?;
+    ensure!(desktop.get(&format!("window/{editor}/size")).await? == json!({ "width": 500, "height": 320 }));
+    desktop.act(&format!("window/{editor}/move"), json!({ "x": 60, "y": 90 })).await?;
+    ensure!(desktop.get(&format!("window/{editor}/position")).await? == json!({ "x": 60, "y": 90 }));
+
+    desktop.act(&format!("window/{editor}/maximize"), json!({})).await?;
+    let window = desktop.window(&editor).await?;
+    ensure!(window["maximized"] == true && window["width"] == 1280, "{window}");
+    // Moving it takes it out of that again.
+    desktop.act(&format!("window/{editor}/move"), json!({ "x": 30, "y": 60 })).await?;
+    let window = desktop.window(&editor).await?;
+    ensure!(window["maximized"] == false && window["x"] == 30 && window["y"] == 60, "{window}");
+
+    desktop.act(&format!("window/{editor}/minimize"), json!({})).await?;
+    let window = desktop.window(&editor).await?;
+    ensure!(window["minimized"] == true && window["focused"] == false, "{window}");
+    desktop.act("window/focus", json!({ "window_id": editor })).await?;
+    let window = desktop.window(&editor).await?;
+    ensure!(window["minimized"] == false && window["focused"] == true, "{window}");
+
+    desktop.act(&format!("window/{terminal}/close"), json!({})).await?;
+    ensure!(desktop.windows().await?.iter().all(|window| window["id"] != *terminal));
+
+    for wrong in ["0x1", "17", "nonsense", "0xfffffffff"] {
+        desktop.refused("window/focus", json!({ "window_id": wrong }), 404, "there is no window").await?;
+        desktop.refused(&format!("window/{wrong}/close"), json!({}), 404, "list the windows").await?;
+        let size = desktop.client.get(&desktop.path(&format!("window/{wrong}/size"))).await?;
+        ensure!(size.status == StatusCode::NOT_FOUND, "{wrong}");
+    }
+    desktop.refused("window/focus", json!({}), 422, "window_id").await?;
+    let size = json!({ "width": 0, "height": 10 });
+    desktop.refused(&format!("window/{editor}/resize"), size, 422, "1 to 32767").await?;
+    Ok(())
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn the_clipboard_goes_both_ways_and_keys_stay_down() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    ensure!(desktop.get("clipboard").await? == json!({ "text": "" }), "a new computer's clipboard");
+
+    desktop.open("mousepad", "Mousepad").await?;
+    let written = "Žluťoučký kůň — 日本語 😀\n\tzwei";
+    desktop.act("clipboard", json!({ "text": written })).await?;
+    ensure!(desktop.get("clipboard").await?["text"] == written);
+    desktop.act("hotkey", json!({ "keys": ["ctrl", "v"] })).await?;
+    desktop.act("type", json!({ "text": "!" })).await?;
+    desktop.act("hotkey", json!({ "keys": ["ctrl+a"] })).await?;
+    desktop.act("key", json!({ "key": "ctrl+c" })).await?;
+    copied(&desktop, &format!("{written}!")).await?;
+
+    // Shift is held while other calls press keys: from the end, three characters are selected.
+    desktop.act("type", json!({ "text": "abcdef" })).await?;
+    desktop.act("key-down", json!({ "key": "shift" })).await?;
+    for _ in 0..3 {
+        desktop.act("key", json!({ "key": "Left" })).await?;
+    }
+    desktop.act("key-up", json!({ "key": "shift" })).await?;
+    desktop.act("key", json!({ "key": "ctrl+c" })).await?;
+    copied(&desktop, "def").await?;
+    desktop.act("key", json!({ "key": "End" })).await?;
+    desktop.act("type", json!({ "text": "g" })).await?;
+    desktop.act("hotkey", json!({ "keys": ["ctrl", "a"] })).await?;
+    desktop.act("hotkey", json!({ "keys": ["ctrl", "c"] })).await?;
+    copied(&desktop, "abcdefg").await?;
+
+    // Large, and too large.
+    let large = "x".repeat(1024 * 1024);
+    desktop.act("clipboard", json!({ "text": large })).await?;
+    ensure!(desktop.get("clipboard").await?["text"] == *large, "a megabyte changes on its way");
+    desktop.refused("clipboard", json!({ "text": format!("{large}x") }), 422, "longer than").await?;
+    desktop.refused("clipboard", json!({}), 422, "text").await?;
+    desktop.refused("hotkey", json!({ "keys": [] }), 422, "empty").await?;
+    desktop.refused("hotkey", json!({ "keys": ["ctrl", "nosuchkey"] }), 422, "nosuchkey").await?;
+    desktop.refused("key-down", json!({ "key": "" }), 422, "empty").await?;
+    desktop.refused("wait", json!({ "seconds": 61 }), 422, "60").await?;
+    desktop.act("wait", json!({ "seconds": 0.05 })).await?;
+    desktop.act("wait", json!({ "ms": 1 })).await
+}
+
+/// The editor answers a key when it comes to it, so its text may take a moment to be there.
+async fn copied(desktop: &Desktop, expected: &str) -> Result<()> {
+    let mut seen = Value::Null;
+    for _ in 0..100 {
+        seen = desktop.get("clipboard").await?["text"].take();
+        if seen == expected {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("{expected:?} was copied, and the clipboard has {seen}")
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn pictures_come_in_every_form_and_drags_are_seen() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    let picture = async |query: &str, media_type: &str| -> Result<Vec<u8>> {
+        let answer = desktop.client.get(&desktop.path(&format!("screenshot{query}"))).await?;
+        ensure!(answer.status == 200, "{query}: {}", answer.json()?);
+        ensure!(answer.headers["content-type"] == media_type, "{query}: {:?}", answer.headers);
+        Ok(answer.bytes)
+    };
+    let whole = Picture::decode(&picture("", "image/png").await?)?;
+    let webp = picture("?format=webp", "image/webp").await?;
+    ensure!(&webp[..4] == b"RIFF" && &webp[8..12] == b"WEBP");
+    let fine = picture("?format=jpeg&quality=95", "image/jpeg").await?;
+    let coarse = picture("?format=jpeg&quality=10", "image/jpeg").await?;
+    ensure!(fine.starts_with(b"\xff\xd8\xff") && coarse.len() < fine.len());
+    let half = Picture::decode(&picture("?scale=0.5", "image/png").await?)?;
+    ensure!((half.width, half.height) == (640, 360));
+
+    // A part is the same pixels, by query and by body.
+    let region = json!({ "x": 1200, "y": 600, "width": 500, "height": 50 });
+    let by_body = desktop.post("screenshot/region", region).await?;
+    let by_query = picture("/region?x=1200&y=600&width=500&height=50", "image/png").await?;
+    for bytes in [&by_body.bytes, &by_query] {
+        let part = Picture::decode(bytes)?;
+        ensure!((part.width, part.height) == (80, 50), "not cut at the screen's edge");
+        ensure!((0..80).all(|x| part.pixel(x, 25) == whole.pixel(1200 + x, 625)));
+    }
+    let outside = json!({ "x": 5000, "y": 0, "width": 5, "height": 5 });
+    desktop.refused("screenshot/region", outside, 422, "outside the screen").await?;
+    for wrong in ["format=gif", "quality=50", "format=jpeg&quality=0", "scale=3", "scale=0"] {
+        let answer = desktop.client.get(&desktop.path(&format!("screenshot?{wrong}"))).await?;
+        ensure!(answer.status == 422, "{wrong}: {}", answer.status);
+    }
+
+    // The pointer is in the picture only where that is asked for.
+    desktop.act("move", json!({ "x": 640, "y": 400 })).await?;
+    let around = "/region?x=630&y=390&width=40&height=40";
+    let without = picture(around, "image/png").await?;
+    let with = picture(&format!("{around}&cursor=true"), "image/png").await?;
+    ensure!(with != without, "no pointer");
+    ensure!(picture(around, "image/png").await? == without);
+
+    // A window follows its title bar.
+    let window = desktop.open("xfce4-terminal --title=dragged", "dragged").await?;
+    let (id, x, y) = (window["id"].as_str().context("id")?, &window["x"], &window["y"]);
+    let (x, y) = (x.as_i64().context("x")?, y.as_i64().context("y")?);
+    let (from_x, from_y) = (x + 150, y + 8);
+    let drag = json!({ "from_x": from_x, "from_y": from_y, "to_x": from_x + 90, "to_y": from_y + 70 });
+    desktop.act("drag", drag).await?;
+    moved(&desktop, id, (x + 90, y + 70)).await?;
+    // The same by hand, in calls of their own.
+    desktop.act("mouse-down", json!({ "x": from_x + 90, "y": from_y + 70 })).await?;
+    for step in 1..=6 {
+        desktop.act("move", json!({ "x": from_x + 90 - 10 * step, "y": from_y + 70 - 5 * step })).await?;
+    }
+    desktop.act("mouse-up", json!({})).await?;
+    moved(&desktop, id, (x + 30, y + 40)).await?;
+    desktop.refused("mouse-down", json!({ "x": 1 }), 422, "y").await?;
+    desktop.refused("drag", json!({ "from_x": 1, "from_y": 2, "to_x": 3 }), 422, "to_y").await?;
+
+    // The menu of the right button is a change of the screen.
+    let before = picture("", "image/png").await?;
+    desktop.act("right-click", json!({ "x": 1000, "y": 600 })).await?;
+    let mut menu = false;
+    for _ in 0..100 {
+        menu = picture("", "image/png").await? != before;
+        if menu {
+            break;
+        }
+    }
+    ensure!(menu, "no menu");
+    desktop.act("key", json!({ "key": "Escape" })).await?;
+    Ok(())
+}
+
+/// The window manager moves a window when it comes to it.
+async fn moved(desktop: &Desktop, id: &str, to: (i64, i64)) -> Result<()> {
+    let mut window = Value::Null;
+    for _ in 0..100 {
+        window = desktop.window(id).await?;
+        if window["x"] == to.0 && window["y"] == to.1 {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("not at {to:?}: {window}")
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn a_wallpaper_is_shown() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    // A picture of one colour, made by what every computer has.
+    let make = "import zlib, struct; chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + \
+                struct.pack('>I', zlib.crc32(kind + data)); rows = b'\\0' + b'\\x10\\x80\\x40' * 64; \
+                open('/home/user/green.png', 'wb').write(b'\\x89PNG\\r\\n\\x1a\\n' + chunk(b'IHDR', \
+                struct.pack('>IIBBBBB', 64, 64, 8, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows * 64)) + \
+                chunk(b'IEND', b''))";
+    desktop
+        .client
+        .output(&desktop.id, &format!("python3 -c \"{make}\"; echo text > /home/user/no-picture"))
+        .await?;
+    desktop.act("wallpaper", json!({ "path": "/home/user/green.png" })).await?;
+    let mut shown = [0; 3];
+    for _ in 0..200 {
+        shown = desktop.client.screenshot(&desktop.id).await?.pixel(900, 400);
+        if shown == [0x10, 0x80, 0x40] {
+            break;
+        }
+    }
+    ensure!(shown == [0x10, 0x80, 0x40], "{shown:?}");
+    for (path, word) in [
+        ("green.png", "whole path"),
+        ("http://example.org/x.png", "https"),
+        ("/home/user/missing.png", "no file"),
+        ("/home/user/no-picture", "no picture"),
+        ("/home/user", "no file"),
+        ("/root/secret.png", "no file"),
+        ("https://127.0.0.1:9/x.png", "curl"),
+    ] {
+        desktop.refused("wallpaper", json!({ "path": path }), 422, word).await?;
+    }
+    Ok(())
+}
