@@ -95,6 +95,8 @@ def exchange(case: schemathesis.Case) -> requests.Response:
     name = f"{case.method} {case.path}"
     seen[name].add(answer.status_code)
     tidy(answer)
+    # What is declared as `default` is an error.
+    assert answer.status_code >= 400 or str(answer.status_code) in declared(case), f"{name}: {answer.status_code}"
     checks = CHECKS
     if str(answer.status_code) not in declared(case):
         checks = [not_a_server_error, *CHECKS]

@@ -6,6 +6,7 @@ The server under test has to be allowed to call this machine: `roost serve --web
 import http.server
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -82,8 +83,12 @@ def test_a_webhook_is_delivered_and_replayed(client: miosa.Miosa, receiver: Rece
         assert client.webhooks.verify_signature(delivered.body, signature, secret)
         assert not client.webhooks.verify_signature(delivered.body + b" ", signature, secret)
 
-        rows = client.webhooks.deliveries(made["id"])
-        assert [each["event_type"] for each in rows] == ["computer.deleted"]
+        # It has arrived here before that is written down there.
+        until = time.monotonic() + PATIENCE
+        while (rows := client.webhooks.deliveries(made["id"])) and rows[0]["state"] == "pending":
+            assert time.monotonic() < until, rows
+            time.sleep(0.1)
+        assert [(each["event_type"], each["success"]) for each in rows] == [("computer.deleted", True)]
         client.event_subscriptions.replay_delivery(made["id"], rows[0]["id"])
         again = receiver.arrived.get(timeout=PATIENCE)
         assert brief.id.encode() in again.body

@@ -25,7 +25,6 @@ UNSERVED = {
     "/ai-gateway": AGENTS,
     "/inference": AGENTS,
     "/intelligence": AGENTS,
-    "/nce": AGENTS,
     "/mcp": AGENTS,
     "/mcp-catalog": AGENTS,
     "/mcp-servers": AGENTS,
