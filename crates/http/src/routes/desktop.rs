@@ -5,9 +5,10 @@ use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use roost_api::{
-    ButtonRequest, ClickRequest, Clipboard, CursorPosition, DesktopEnvironment, DragRequest, ErrorBody,
-    HotkeyRequest, KeyRequest, PictureQuery, PointRequest, ScreenRegion, ScreenSize, ScrollRequest, Success,
-    TypeRequest, WaitRequest, WallpaperRequest, Window, WindowFocusRequest, WindowSize,
+    Binary, ButtonRequest, ClickRequest, Clipboard, CursorPosition, DesktopEnvironment, DragRequest,
+    ErrorBody, HotkeyRequest, KeyRequest, PictureQuery, PointRequest, ScreenRegion, ScreenSize,
+    ScrollRequest, Success, TypeRequest, WaitRequest, WallpaperRequest, Window, WindowFocusRequest,
+    WindowSize,
 };
 use roost_control::{ComputerRecord, Picture, WindowChange};
 use utoipa_axum::router::OpenApiRouter;
@@ -56,7 +57,8 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 /// The screen as a picture
 #[utoipa::path(get, path = "/computers/{id}/desktop/screenshot", tag = "desktop",
     params(("id" = String, Path), PictureQuery),
-    responses((status = 200, content((Vec<u8> = "image/png"), (Vec<u8> = "image/jpeg"), (Vec<u8> = "image/webp"))),
+    responses((status = 200, content((inline(Binary) = "image/png"),
+        (inline(Binary) = "image/jpeg"), (inline(Binary) = "image/webp"))),
         (status = "default", body = ErrorBody)))]
 async fn screenshot(
     State(app): State<App>,
@@ -69,7 +71,8 @@ async fn screenshot(
 /// A part of the screen as a picture
 #[utoipa::path(get, path = "/computers/{id}/desktop/screenshot/region", tag = "desktop",
     params(("id" = String, Path), ScreenRegion, PictureQuery),
-    responses((status = 200, content((Vec<u8> = "image/png"), (Vec<u8> = "image/jpeg"), (Vec<u8> = "image/webp"))),
+    responses((status = 200, content((inline(Binary) = "image/png"),
+        (inline(Binary) = "image/jpeg"), (inline(Binary) = "image/webp"))),
         (status = "default", body = ErrorBody)))]
 async fn region(
     State(app): State<App>,
@@ -83,7 +86,8 @@ async fn region(
 /// A part of the screen as a picture, named in the body
 #[utoipa::path(post, path = "/computers/{id}/desktop/screenshot/region", tag = "desktop",
     params(("id" = String, Path), PictureQuery), request_body = ScreenRegion,
-    responses((status = 200, content((Vec<u8> = "image/png"), (Vec<u8> = "image/jpeg"), (Vec<u8> = "image/webp"))),
+    responses((status = 200, content((inline(Binary) = "image/png"),
+        (inline(Binary) = "image/jpeg"), (inline(Binary) = "image/webp"))),
         (status = "default", body = ErrorBody)))]
 async fn region_by_body(
     State(app): State<App>,
