@@ -10,7 +10,7 @@ SANDBOXES = "sandboxes are another kind of machine; computers are what Roost mak
 FLEET = "machines of others, joined to the hosted platform"
 HOSTED = "what the operator of the hosted platform does: billing, mail, plans, staff"
 ORGANISATION = "people sign in to the hosted platform; here an operator makes users and keys (/admin/tenants)"
-DESKTOP = "more ways to drive a desktop: issue 6"
+DESKTOP = "the accessibility tree: not yet"
 EGRESS = "rules for what a computer reaches: the operator decides that (--allow-network)"
 LATER = "not yet"
 
@@ -117,7 +117,7 @@ UNSERVED = {
     "/tenants/x/members": ORGANISATION,
     "/workspace-invites": ORGANISATION,
     "/workspaces/x/invites": ORGANISATION,
-    "/computers/{id}/desktop": DESKTOP,
+    "/computers/{id}/desktop/accessibility-tree": DESKTOP,
     "/egress": EGRESS,
     "/computers/{id}/network-policy": EGRESS,
     "/event-deliveries": LATER,
