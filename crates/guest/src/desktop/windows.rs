@@ -25,6 +25,8 @@ use super::display::{Display, DisplayError};
 
 /// For a window manager that does what it was asked, and for a program that asks its user before it closes.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Without an event for this long, a window has the place it will have.
+const SETTLED: Duration = Duration::from_millis(200);
 /// Words of 4 bytes. A desktop with more windows, or a longer title, is cut.
 const LONGEST_LIST: u32 = 4096;
 const LONGEST_TEXT: u32 = 1024;
@@ -234,11 +236,13 @@ impl Windows {
             Change::State(state) => match WindowState::try_from(state) {
                 Ok(WindowState::Focused) => {
                     send(display, window, atoms._NET_ACTIVE_WINDOW, [SOURCE_PAGER, 0, 0, 0, 0])?;
-                    self.wait(display, window, |now| now.focused)
+                    self.wait(display, window, |now| now.focused && !now.minimized)
                 }
                 Ok(WindowState::Maximized) => {
                     self.maximize(display, window, STATE_ADD)?;
-                    self.wait(display, window, |now| now.maximized)
+                    // The state comes before the size.
+                    let grown = |now: &proto::Window| before.maximized || place_of(now) != place_of(&before);
+                    self.wait(display, window, |now| now.maximized && grown(now))
                 }
                 Ok(WindowState::Minimized) => {
                     send(display, window, atoms.WM_CHANGE_STATE, [ICONIC, 0, 0, 0, 0])?;
@@ -254,22 +258,20 @@ impl Windows {
                 Ok(WindowState::Unspecified) | Err(_) => Err(WindowError::UnknownChange.into()),
             },
             Change::Position(to) => {
-                self.restore_size(display, &before)?;
+                let before = self.restore_size(display, before)?;
                 let border = self.border(display, window)?;
                 // The window manager places its frame there; a shadow is the program's own, and inside.
                 let (x, y) =
                     (to.x.saturating_add(border.left.min(0)), to.y.saturating_add(border.top.min(0)));
                 self.move_resize(display, window, 0b0011, [x, y, 0, 0])?;
-                self.wait(display, window, |now| {
-                    (now.x, now.y) == (to.x, to.y) || place_of(now) != place_of(&before)
-                })
+                self.wait_place(display, &before, |now| (now.x, now.y) == (to.x, to.y))
             }
             Change::Size(to) => {
                 let possible = 1..=32767;
                 if !possible.contains(&to.width) || !possible.contains(&to.height) {
                     return Err(WindowError::Size { width: to.width, height: to.height }.into());
                 }
-                self.restore_size(display, &before)?;
+                let before = self.restore_size(display, before)?;
                 let border = self.border(display, window)?;
                 let inner = |outer: u32, one: i32, other: i32| {
                     i32::try_from(outer).unwrap_or(i32::MAX).saturating_sub(one + other).max(1)
@@ -277,20 +279,19 @@ impl Windows {
                 let width = inner(to.width, border.left, border.right);
                 let height = inner(to.height, border.top, border.bottom);
                 self.move_resize(display, window, 0b1100, [0, 0, width, height])?;
-                self.wait(display, window, |now| {
-                    (now.width, now.height) == (to.width, to.height) || place_of(now) != place_of(&before)
-                })
+                self.wait_place(display, &before, |now| (now.width, now.height) == (to.width, to.height))
             }
         }
     }
 
     /// A window manager moves and sizes no window that fills the screen.
-    fn restore_size(&self, display: &Display, before: &proto::Window) -> Result<(), DisplayError> {
+    fn restore_size(&self, display: &Display, before: proto::Window) -> Result<proto::Window, DisplayError> {
         if !before.maximized {
-            return Ok(());
+            return Ok(before);
         }
         self.maximize(display, before.id, STATE_REMOVE)?;
-        self.wait(display, before.id, |now| !now.maximized)
+        self.wait(display, before.id, |now| !now.maximized && place_of(now) != place_of(&before))?;
+        self.one(display, before.id)
     }
 
     fn maximize(&self, display: &Display, window: Window, action: u32) -> Result<(), DisplayError> {
@@ -325,6 +326,28 @@ impl Windows {
             }
             if display.next_event(deadline)?.is_none() {
                 tracing::debug!(window, "the window manager has not done it in time");
+                return Ok(());
+            }
+        }
+    }
+
+    /// The same for a place. What became of it may be another one than was asked for: windows of text have sizes in
+    /// characters. It is the last one when nothing more happens.
+    fn wait_place(
+        &self,
+        display: &Display,
+        before: &proto::Window,
+        done: impl Fn(&proto::Window) -> bool,
+    ) -> Result<(), DisplayError> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let now = self.one(display, before.id)?;
+            if done(&now) {
+                return Ok(());
+            }
+            let is_other = place_of(&now) != place_of(before);
+            let deadline = if is_other { end.min(Instant::now() + SETTLED) } else { end };
+            if display.next_event(deadline)?.is_none() {
                 return Ok(());
             }
         }
