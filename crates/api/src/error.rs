@@ -32,6 +32,8 @@ pub enum ErrorCode {
     Forbidden,
     /// The path leads out of the directories whose files may be reached.
     ForbiddenPath,
+    /// An end user, or a workspace, has as much as it may have.
+    QuotaExceeded,
     NotFound,
     MethodNotAllowed,
     /// The verb does not fit the computer's status.
@@ -108,6 +110,7 @@ impl ErrorCode {
             ErrorCode::InsufficientScope => "insufficient_scope",
             ErrorCode::Forbidden => "FORBIDDEN",
             ErrorCode::ForbiddenPath => "FORBIDDEN_PATH",
+            ErrorCode::QuotaExceeded => "QUOTA_EXCEEDED",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             ErrorCode::InvalidState => "INVALID_STATE",
@@ -164,6 +167,7 @@ impl ErrorCode {
             ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
             | ErrorCode::ForbiddenPath
+            | ErrorCode::QuotaExceeded
             | ErrorCode::InvalidTenantContext
             | ErrorCode::WorkspaceForbidden => 403,
             ErrorCode::NotFound | ErrorCode::DeliveryNotFound | ErrorCode::OrgNotFound => 404,
@@ -221,6 +225,7 @@ impl ErrorCode {
             | ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
             | ErrorCode::ForbiddenPath
+            | ErrorCode::QuotaExceeded
             | ErrorCode::NotFound
             | ErrorCode::MethodNotAllowed
             | ErrorCode::InvalidState

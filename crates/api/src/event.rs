@@ -67,6 +67,10 @@ pub enum Event {
     CreditsExhausted {
         balance_credits: i64,
     },
+    /// Its end user has spent what their quota allows in a month; it is being stopped.
+    QuotaExhausted {
+        max_credit_cents: i64,
+    },
     /// It is on its way to another region.
     MoveProgress {
         region: RegionName,
@@ -144,6 +148,7 @@ impl Event {
         "auto_stopped",
         "credits.low",
         "credits.exhausted",
+        "quota.exhausted",
         "move_progress",
         "computer.moved",
         "app.installing",
@@ -166,6 +171,7 @@ impl Event {
             Event::AutoStopped { .. } => "auto_stopped",
             Event::CreditsLow { .. } => "credits.low",
             Event::CreditsExhausted { .. } => "credits.exhausted",
+            Event::QuotaExhausted { .. } => "quota.exhausted",
             Event::MoveProgress { .. } => "move_progress",
             Event::Moved { .. } => "computer.moved",
             Event::AppInstalling { .. } => "app.installing",
@@ -261,6 +267,7 @@ mod tests {
             Event::AutoStopped { idle_seconds: 60 },
             Event::CreditsLow { balance_credits: 1 },
             Event::CreditsExhausted { balance_credits: 0 },
+            Event::QuotaExhausted { max_credit_cents: 0 },
             Event::MoveProgress { region: RegionName::local(), progress: 10 },
             Event::Moved { region: RegionName::local(), previous_region: RegionName::local() },
             Event::AppInstalling { app: "geany".to_owned(), progress: 1 },

@@ -17,6 +17,7 @@ mod logs;
 mod metrics;
 mod numbers;
 mod port;
+mod quota;
 mod size;
 mod snapshot;
 mod tenancy;
@@ -78,6 +79,7 @@ pub use port::{
     ChangePort, ExposePort, NotAPort, Port, PortAccess, PortAccessRequest, PortDeleted, PortList, PortNumber,
     PortUrl, PortVisibility,
 };
+pub use quota::{BillingUsage, Plan, Quota, QuotaRemoved, QuotaUsage, SetQuota};
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use snapshot::{
     AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,

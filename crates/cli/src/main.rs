@@ -12,6 +12,7 @@ mod image;
 mod machine;
 mod metering;
 mod output;
+mod quota;
 mod seal;
 mod serve;
 mod shell;
@@ -98,6 +99,9 @@ enum Command {
     /// Show and grant credits
     #[command(subcommand)]
     Credits(metering::CreditsCommand),
+    /// Show and limit what your end users may have
+    #[command(subcommand)]
+    Quota(quota::QuotaCommand),
     /// Make and list tenants (for the operator of a server)
     #[command(subcommand)]
     Tenant(tenancy::TenantCommand),
@@ -204,6 +208,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Metrics(args) => metering::metrics(&client()?, &args, json).await?,
         Command::AutoStop(args) => metering::auto_stop(&client()?, &args, json).await?,
         Command::Credits(command) => metering::credits(&client()?, &command, json).await?,
+        Command::Quota(command) => quota::run(&client()?, &command, json).await?,
         Command::Tenant(command) => tenancy::tenant(&client()?, &command, json).await?,
         Command::User(command) => tenancy::user(&client()?, &command, json).await?,
         Command::Key(command) => tenancy::key(&client()?, &command, json).await?,

@@ -248,6 +248,20 @@ pub(crate) fn sees_accounts(caller: &Caller) -> Result<(), Failure> {
     if caller.confinement.is_none() { Ok(()) } else { Err(confined()) }
 }
 
+/// What end users may have is set by administrators of the tenant; a key that is confined to one shows them theirs.
+pub(crate) fn check_quota(caller: &Caller, external_user: &str, act: Act) -> Result<(), Failure> {
+    let confinement = &caller.confinement;
+    if caller.role.is_administrator() && confinement.is_none() {
+        return Ok(());
+    }
+    let is_their_own = confinement.workspace.is_none() && confinement.external_user.as_deref() == Some(external_user);
+    if act == Act::Read && is_their_own {
+        return Ok(());
+    }
+    let message = "quotas are for administrators of the tenant, with a key that is not confined";
+    Err(Failure::new(ErrorCode::Forbidden, message))
+}
+
 /// A webhook is told of what its maker may see. Memberships change, so a member listens to one workspace, with a key
 /// that is confined to it.
 pub(crate) fn may_make_webhooks(caller: &Caller) -> Result<(), Failure> {

@@ -45,6 +45,7 @@ mod observer;
 mod places;
 mod ports;
 mod preview;
+mod quotas;
 mod regions;
 mod retention;
 mod rotate;

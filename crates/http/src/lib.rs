@@ -102,6 +102,7 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::logs::router())
         .merge(routes::metrics::router())
         .merge(routes::credits::router())
+        .merge(routes::quotas::router())
         .merge(routes::snapshots::router())
         .merge(routes::snapshot_files::router())
         .merge(routes::exec::router())

@@ -13,6 +13,7 @@ use crate::env::{NewVariable, insert_variables};
 use crate::events::{EventScope, insert_event, record_status};
 use crate::places::lasting_place;
 use crate::query::QueryBuilder;
+use crate::quotas::admit_new;
 use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
 use crate::status::{STATE, states};
@@ -96,7 +97,7 @@ impl Store {
         new: &NewComputer,
     ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
         let mut tx = self.write().await?;
-        let inserted = insert(&mut tx, new).await?;
+        let inserted = insert(&mut tx, new, self.clock.now()).await?;
         tx.commit().await?;
         Ok(inserted)
     }
@@ -404,7 +405,9 @@ fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter)
 pub(crate) async fn insert(
     tx: &mut Transaction<'static, Db>,
     new: &NewComputer,
+    clock: Timestamp,
 ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
+    admit_new(tx, new, clock).await?;
     let slug = free_slug(tx, &new.slug).await?;
     let (workspace, project) = lasting_place(tx, new.tenant_id, new.workspace_id, new.project_id).await?;
     let now = Timestamp::now().as_micros();
@@ -448,7 +451,7 @@ pub(crate) async fn insert(
     insert_installations(tx, new.id, &new.selected_apps).await?;
     let workflow = insert_workflow(tx, new.id, WorkflowKind::Create, 1, None).await?;
     let record = load(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
-    record_status(tx, Timestamp::now(), None, Some(&record)).await?;
+    record_status(tx, clock, None, Some(&record)).await?;
     Ok((record, workflow))
 }
 

@@ -22,6 +22,7 @@ mod places;
 mod pool;
 mod ports;
 mod query;
+mod quotas;
 mod reach;
 mod record;
 mod runs;
@@ -64,12 +65,13 @@ pub use places::{
     WorkspaceRecord,
 };
 pub use ports::{Exposed, PortLink, PortRecord};
+pub use quotas::{Limit, QuotaChange, QuotaReached, QuotaRecord, QuotaUse};
 pub use reach::{Confinement, Reach};
 pub use record::{
     ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SnapshotAttributes, SnapshotPurpose,
     SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
 };
-pub use runs::{RunFilter, RunRecord};
+pub use runs::{RunFilter, RunRecord, Spent, Unpaid};
 pub use sealed::SealedPlace;
 pub use servers::{Change, Changes, Exclusive, Held, Renewed};
 pub use snapshots::{
@@ -111,8 +113,16 @@ pub enum StoreError {
         #[from]
         source: sqlx::Error,
     },
+    #[error("the end user {:?} has as much as they may have", reached.external_user_id)]
+    Quota { reached: QuotaReached },
     #[error("the database holds a value this version cannot read: {what}")]
     Corrupt { what: String },
+}
+
+impl From<QuotaReached> for StoreError {
+    fn from(reached: QuotaReached) -> Self {
+        Self::Quota { reached }
+    }
 }
 
 impl StoreError {
@@ -195,6 +205,7 @@ fn migrator() -> Migrator {
         migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
         migration(30, "reach", include_str!("../migrations/0030_reach.sql")),
+        migration(40, "quotas", include_str!("../migrations/0040_quotas.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

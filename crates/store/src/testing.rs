@@ -148,10 +148,17 @@ fn with_database(url: &DatabaseUrl, name: &str) -> String {
 /// A computer that is being created.
 #[cfg(test)]
 pub(crate) async fn computer(store: &Store) -> crate::WorkflowRecord {
+    let new = new_computer(store).await;
+    store.insert_computer(&new).await.unwrap().1
+}
+
+/// What such a computer is made of.
+#[cfg(test)]
+pub(crate) async fn new_computer(store: &Store) -> crate::NewComputer {
     use roost_api::{ComputerId, RegionName, Size, Visibility};
 
     let home = store.home().await.unwrap();
-    let new = crate::NewComputer {
+    crate::NewComputer {
         id: ComputerId::new(),
         tenant_id: home.tenant,
         owner_user_id: home.user,
@@ -176,6 +183,5 @@ pub(crate) async fn computer(store: &Store) -> crate::WorkflowRecord {
         layer: None,
         last_snapshot: None,
         env: Vec::new(),
-    };
-    store.insert_computer(&new).await.unwrap().1
+    }
 }

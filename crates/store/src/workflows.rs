@@ -6,6 +6,7 @@ use sqlx::Transaction;
 use crate::computers::{json, load, signed};
 use crate::env::{NewVariable, set_start_variables};
 use crate::events::record_status;
+use crate::quotas::admit_start;
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowPayload, WorkflowRecord};
 use crate::{Db, Store, StoreError};
 
@@ -56,6 +57,9 @@ impl Store {
         };
         if let Err(refusal) = guard(&record) {
             return Ok(Begin::Refused(refusal));
+        }
+        if kind == WorkflowKind::Start {
+            admit_start(&mut tx, &record, self.clock.now()).await?;
         }
         let desired = match kind {
             WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => Some(Desired::Running),

@@ -19,6 +19,7 @@ mod metrics;
 mod ports;
 mod preview;
 mod programs;
+mod quotas;
 mod shell;
 mod snapshots;
 mod support;
