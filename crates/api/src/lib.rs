@@ -1,5 +1,6 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod address;
 mod app;
 mod auto_stop;
 mod catalog;
@@ -25,6 +26,7 @@ mod terminal;
 mod time;
 mod webhook;
 
+pub use address::{AddressRange, NotAnAddressRange, admits};
 pub use app::{
     App, AppList, Catalog, CatalogApp, Installation, InstallationStatus, Installations, LaunchRequest,
     SelectApps,
@@ -70,7 +72,7 @@ pub use file::{
     WrittenFile, WrittenFiles,
 };
 pub use id::{
-    ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
+    ApiKeyId, ComputerId, DeliveryId, KeyEventId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
     TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
 };
 pub use logs::{LogEntry, LogStream, Logs, LogsQuery};
@@ -90,8 +92,8 @@ pub use snapshot::{
 };
 pub use tenancy::{
     AddMember, ApiKey, ApiKeyWithSecret, ChangeMember, ComputerCounts, CreateApiKey, CreateProject,
-    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyKind, KeyStatus, ListKeys,
-    ListProjects, MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant,
+    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyEvent, KeyEventKind, KeyEventsQuery,
+    KeyKind, KeyPreset, KeyPresetRemoved, KeyStatus, ListKeys, ListProjects, MakeKeyPreset, MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant,
     UnknownWord, UpdateApiKey, UpdatePlace, UpdateTenant, UpdateUser, User, Workspace, WorkspaceList,
     WorkspaceMember, WorkspaceRole, WorkspaceStats,
 };

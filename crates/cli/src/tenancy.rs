@@ -4,7 +4,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use roost_api::{
-    ApiKey, ApiKeyWithSecret, Data, Identity, Removed, Tenant, User, Workspace, WorkspaceMember,
+    AddressRange, ApiKey, ApiKeyWithSecret, Data, Identity, KeyEvent, Removed, Tenant, User, Workspace, WorkspaceMember,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -94,6 +94,18 @@ pub(crate) enum KeyCommand {
         /// Id, name or first characters
         key: String,
     },
+    /// Say from which addresses a key may be used
+    Allow {
+        /// Id, name or first characters
+        key: String,
+        /// Addresses and networks, such as 203.0.113.7 and 10.0.0.0/8 [default: every address]
+        ranges: Vec<AddressRange>,
+    },
+    /// Show what happened to a key, newest first
+    Events {
+        /// Id, name or first characters
+        key: String,
+    },
     /// End API keys
     #[command(alias = "rm")]
     Delete {
@@ -113,6 +125,12 @@ pub(crate) struct KeyCreateArgs {
     /// What it may do, such as computers:read; may be repeated [default: everything you may]
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
+    /// Scopes under a name, such as read-only
+    #[arg(long, value_name = "PRESET", conflicts_with = "scopes")]
+    preset: Option<String>,
+    /// Address or network from which it may be used; may be repeated [default: as your own key]
+    #[arg(long = "from", value_name = "CIDR")]
+    ranges: Vec<AddressRange>,
     /// Slug or id of a workspace outside of which it reaches nothing
     #[arg(long, value_name = "WORKSPACE")]
     workspace: Option<String>,
@@ -277,6 +295,29 @@ pub(crate) async fn key(client: &Client, command: &KeyCommand, json: bool) -> an
             }
             print_secret(&found.name, &made)
         }
+        KeyCommand::Allow { key, ranges } => {
+            let found = find_key(client, key).await?;
+            let body = json!({ "allowed_ips": ranges });
+            let path = format!("/api-keys/{}", found.id);
+            let changed: ApiKey = data(client, Method::PATCH, &path, Some(&body)).await?;
+            if json {
+                return print_json(&changed);
+            }
+            let ranges: Vec<String> = changed.allowed_ips.iter().map(AddressRange::to_string).collect();
+            let ranges = if ranges.is_empty() { "anywhere".to_owned() } else { ranges.join(", ") };
+            print_line(&format!("{}: may be used from {ranges}", changed.name))
+        }
+        KeyCommand::Events { key } => {
+            let found = find_key(client, key).await?;
+            let path = format!("/api-keys/{}/events?limit=200", found.id);
+            let events: Vec<KeyEvent> = data(client, Method::GET, &path, None).await?;
+            let row = |event: &KeyEvent| {
+                let details = if event.details.is_empty() { String::new() } else { json!(event.details).to_string() };
+                let from = event.ip_address.map(|address| address.to_string()).unwrap_or_default();
+                vec![event.created_at.to_string(), event.kind.as_str().to_owned(), from, details]
+            };
+            print_list(&events, &["TIME (UTC)", "WHAT", "FROM", "NOW"], row, "nothing happened yet", json)
+        }
         KeyCommand::Delete { keys } => {
             for name in keys {
                 let found = find_key(client, name).await?;
@@ -296,8 +337,11 @@ async fn create_key(client: &Client, args: &KeyCreateArgs, json: bool) -> anyhow
     };
     let mut body = json!({
         "name": args.name, "key_type": args.kind, "workspace_id": workspace,
-        "external_user_id": args.external_user, "expires_in_days": args.days,
+        "external_user_id": args.external_user, "expires_in_days": args.days, "preset": args.preset,
     });
+    if !args.ranges.is_empty() {
+        body["allowed_ips"] = json!(args.ranges);
+    }
     if !args.scopes.is_empty() {
         body["scopes"] = json!(args.scopes);
     }

@@ -44,6 +44,7 @@ mod moves;
 mod observer;
 mod places;
 mod ports;
+mod presets;
 mod preview;
 mod quotas;
 mod regions;

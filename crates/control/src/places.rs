@@ -468,7 +468,7 @@ pub(crate) fn external_id(field: &str, text: Option<String>) -> Result<Option<St
     Ok(Some(id))
 }
 
-fn description(text: Option<String>) -> Result<Option<String>, ApiError> {
+pub(crate) fn description(text: Option<String>) -> Result<Option<String>, ApiError> {
     if text.as_ref().is_some_and(|text| text.chars().count() > LONGEST_TEXT) {
         return Err(ApiError::field("description", format!("longer than {LONGEST_TEXT} characters")));
     }

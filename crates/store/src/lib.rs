@@ -15,6 +15,7 @@ mod env;
 mod events;
 mod idempotency;
 mod identity;
+mod key_events;
 mod keys;
 mod layers;
 mod metrics;
@@ -57,6 +58,7 @@ pub use env::{EnvRecord, IfMissing, NewVariable, VariableRecord, VariableSet};
 pub use events::{EventBatch, EventBounds, EventRecord, EventScope, EventsOf};
 pub use idempotency::{RequestLimits, RequestState};
 pub use identity::{Caller, Home};
+pub use key_events::{KeyActor, KeyEventRecord, PresetRecord};
 pub use keys::{KeyChange, KeyForm, KeyRecord, NewKey};
 pub use layers::LayerRecord;
 pub use metrics::{Measurement, Resolution, Usage};
@@ -206,6 +208,7 @@ fn migrator() -> Migrator {
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
         migration(30, "reach", include_str!("../migrations/0030_reach.sql")),
         migration(40, "quotas", include_str!("../migrations/0040_quotas.sql")),
+        migration(41, "keys", include_str!("../migrations/0041_keys.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

@@ -101,6 +101,7 @@ impl Home {
             form,
             scopes,
             confinement,
+            allowed_ips: Vec::new(),
             expires_at: None,
             metadata: std::collections::BTreeMap::new(),
         }
@@ -120,6 +121,8 @@ impl Home {
             scopes: vec!["*".to_owned()],
             memberships: Vec::new(),
             confinement: Confinement::default(),
+            allowed_ips: Vec::new(),
+            address: None,
             expires_at: None,
             is_operator: true,
             default_workspace: None,

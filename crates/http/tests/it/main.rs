@@ -13,6 +13,7 @@ mod events;
 mod files;
 mod guest;
 mod idempotency;
+mod keys;
 mod limits;
 mod logs;
 mod metrics;

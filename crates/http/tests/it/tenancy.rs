@@ -83,6 +83,7 @@ struct World {
     snapshot: String,
     /// Its name.
     named: String,
+    preset: String,
     share: String,
     webhook: String,
     delivery: String,
@@ -111,6 +112,8 @@ impl World {
         // The other tenant has a name of its own, which it finds.
         let named = format!("of-{tenant}");
         post("/named-snapshots", json!({ "snapshot_id": snapshot, "name": named })).await;
+        let preset = format!("preset-{tenant}");
+        post("/api-keys/presets", json!({ "name": preset, "scopes": ["computers:read"] })).await;
         let share =
             post(&format!("/computers/{id}/shares"), json!({ "kind": "link", "role": "viewer" })).await;
         let expose = json!({ "port": 3000, "visibility": "private" });
@@ -126,6 +129,7 @@ impl World {
         Self {
             snapshot,
             named,
+            preset,
             share: text(&share["data"]["id"]),
             delivery: "3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000".to_owned(),
             webhook,
@@ -154,6 +158,7 @@ impl World {
             "kid" if route.starts_with("/tokens") => &self.token,
             "kid" => &self.key,
             "name" if route.starts_with("/named-snapshots") => &self.named,
+            "name" if route.starts_with("/api-keys/presets") => &self.preset,
             "name" if route == "/regions/{name}" => "local",
             "name" if route == "/compute/templates/{name}" => "miosa-desktop",
             "name" => "SECRET",
