@@ -32,6 +32,8 @@ pub enum ErrorCode {
     Forbidden,
     /// The path leads out of the directories whose files may be reached.
     ForbiddenPath,
+    /// It is too large, or no text.
+    InvalidSetupFile,
     /// An end user, or a workspace, has as much as it may have.
     QuotaExceeded,
     NotFound,
@@ -110,6 +112,7 @@ impl ErrorCode {
             ErrorCode::InsufficientScope => "insufficient_scope",
             ErrorCode::Forbidden => "FORBIDDEN",
             ErrorCode::ForbiddenPath => "FORBIDDEN_PATH",
+            ErrorCode::InvalidSetupFile => "INVALID_SETUP_FILE",
             ErrorCode::QuotaExceeded => "QUOTA_EXCEEDED",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
@@ -161,7 +164,8 @@ impl ErrorCode {
             | ErrorCode::InvalidId
             | ErrorCode::InvalidPath
             | ErrorCode::InvalidBody
-            | ErrorCode::MissingFile => 400,
+            | ErrorCode::MissingFile
+            | ErrorCode::InvalidSetupFile => 400,
             ErrorCode::InvalidToken | ErrorCode::WrongPassword => 401,
             ErrorCode::InsufficientCredits => 402,
             ErrorCode::InsufficientScope
@@ -225,6 +229,7 @@ impl ErrorCode {
             | ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
             | ErrorCode::ForbiddenPath
+            | ErrorCode::InvalidSetupFile
             | ErrorCode::QuotaExceeded
             | ErrorCode::NotFound
             | ErrorCode::MethodNotAllowed

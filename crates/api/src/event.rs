@@ -59,6 +59,19 @@ pub enum Event {
         /// The limit.
         idle_seconds: u32,
     },
+    /// It has run for as long as it may and is being stopped.
+    TimedOut {
+        timeout_sec: u32,
+    },
+    /// The script that was given with it has ended; 0 is well.
+    SetupEnded {
+        exit_code: i32,
+    },
+    /// That script did not come to its end.
+    SetupFailed {
+        /// Why.
+        message: String,
+    },
     /// Little is left of the tenant's credits.
     CreditsLow {
         balance_credits: i64,
@@ -146,6 +159,9 @@ impl Event {
         "stopped",
         "error",
         "auto_stopped",
+        "timed_out",
+        "setup.ended",
+        "setup.failed",
         "credits.low",
         "credits.exhausted",
         "quota.exhausted",
@@ -169,6 +185,9 @@ impl Event {
             Event::Stopped(_) => "stopped",
             Event::Error { .. } => "error",
             Event::AutoStopped { .. } => "auto_stopped",
+            Event::TimedOut { .. } => "timed_out",
+            Event::SetupEnded { .. } => "setup.ended",
+            Event::SetupFailed { .. } => "setup.failed",
             Event::CreditsLow { .. } => "credits.low",
             Event::CreditsExhausted { .. } => "credits.exhausted",
             Event::QuotaExhausted { .. } => "quota.exhausted",
@@ -265,6 +284,9 @@ mod tests {
             Event::StatusChanged(transition),
             Event::Error { transition, message: None },
             Event::AutoStopped { idle_seconds: 60 },
+            Event::TimedOut { timeout_sec: 60 },
+            Event::SetupEnded { exit_code: 0 },
+            Event::SetupFailed { message: "why".to_owned() },
             Event::CreditsLow { balance_credits: 1 },
             Event::CreditsExhausted { balance_credits: 0 },
             Event::QuotaExhausted { max_credit_cents: 0 },

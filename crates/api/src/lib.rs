@@ -38,7 +38,7 @@ pub use catalog::{
 };
 pub use computer::{
     Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health, ListComputers, Order, PageMeta,
-    Readiness, StartComputer, Status, UpdateComputer, Visibility,
+    Readiness, Setup, SetupStatus, StartComputer, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,

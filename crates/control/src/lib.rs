@@ -52,6 +52,7 @@ mod retention;
 mod rotate;
 mod seal;
 mod servers;
+mod setup;
 mod shares;
 mod slug;
 mod snapshot_files;
@@ -205,6 +206,7 @@ struct Inner {
     guests: guest::Guests,
     idle: idle::Idle,
     installers: apps::Installers,
+    setups: setup::Setups,
     samples: metrics::Samples,
     meter: credits::Meter,
 }
@@ -246,6 +248,7 @@ impl Control {
                 guests: guest::Guests::default(),
                 idle: idle::Idle::default(),
                 installers: apps::Installers::default(),
+                setups: setup::Setups::default(),
                 samples: metrics::Samples::default(),
                 meter: credits::Meter::default(),
             }),
@@ -260,6 +263,7 @@ impl Control {
         control.keep_activity();
         control.stop_idle_computers();
         control.keep_installing();
+        control.keep_setting_up();
         control.keep_retention();
         control.keep_telling();
         Ok(control)

@@ -16,6 +16,7 @@ use crate::query::QueryBuilder;
 use crate::quotas::admit_new;
 use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
+use crate::setups::insert_setup;
 use crate::status::{STATE, states};
 use crate::workflows::insert_workflow;
 use crate::{Db, Store, StoreError};
@@ -48,6 +49,8 @@ pub struct NewComputer {
     pub visibility: Visibility,
     /// Idle seconds before it is stopped; 0 is never.
     pub auto_stop: u32,
+    /// Seconds after each start after which it is stopped; 0 is never.
+    pub timeout: u32,
     pub always_on: bool,
     /// The virtual size of the disk.
     pub disk_gib: u32,
@@ -59,6 +62,8 @@ pub struct NewComputer {
     /// The newest snapshot of the history it continues.
     pub last_snapshot: Option<SnapshotId>,
     pub env: Vec<NewVariable>,
+    /// A script to run once it runs, sealed.
+    pub setup: Option<String>,
 }
 
 /// Filters of a list; they combine with AND.
@@ -87,6 +92,7 @@ pub struct ComputerChange {
     pub visibility: Option<Visibility>,
     pub always_on: Option<bool>,
     pub auto_stop: Option<u32>,
+    pub timeout: Option<u32>,
 }
 
 impl Store {
@@ -139,10 +145,12 @@ impl Store {
         rows.iter().map(ComputerRecord::from_row).collect()
     }
 
-    /// Computers that run and are to be stopped once they are idle.
+    /// Computers that run and are to be stopped once they are idle, or have run for long enough.
     pub async fn auto_stopping(&self) -> Result<Vec<ComputerRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
-        query.push(" WHERE c.auto_stop > 0 AND c.desired = 'running' AND c.observed = 'running'");
+        query.push(
+            " WHERE (c.auto_stop > 0 OR c.timeout_sec > 0) AND c.desired = 'running' AND c.observed = 'running'",
+        );
         let rows = query.build().fetch_all(&self.pool).await?;
         rows.iter().map(ComputerRecord::from_row).collect()
     }
@@ -222,6 +230,9 @@ impl Store {
         }
         if let Some(auto_stop) = change.auto_stop {
             query.push(", auto_stop = ").push_bind(i64::from(auto_stop));
+        }
+        if let Some(timeout) = change.timeout {
+            query.push(", timeout_sec = ").push_bind(i64::from(timeout));
         }
         query.push(" WHERE id = ").push_bind(id.to_string());
         query.build().execute(&mut *tx).await?;
@@ -416,9 +427,9 @@ pub(crate) async fn insert(
              template_type, template_digest, size, external_workspace_id, external_user_id,
              external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
              provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
-             layer_id, last_snapshot_id, region)
+             layer_id, last_snapshot_id, region, timeout_sec)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $23, 'running', 1,
-             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24)",
+             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24, $25)",
     )
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
@@ -444,9 +455,13 @@ pub(crate) async fn insert(
     .bind(new.last_snapshot.map(|id| id.to_string()))
     .bind(i64::from(new.auto_stop))
     .bind(new.region.as_str())
+    .bind(i64::from(new.timeout))
     .execute(&mut **tx)
     .await?;
     insert_variables(tx, new.id, &new.env).await?;
+    if let Some(script) = &new.setup {
+        insert_setup(tx, new.id, script).await?;
+    }
     // Of a clone or a restored computer the guest has them already, or goes on with them: it says so when asked.
     insert_installations(tx, new.id, &new.selected_apps).await?;
     let workflow = insert_workflow(tx, new.id, WorkflowKind::Create, 1, None).await?;

@@ -29,6 +29,7 @@ mod record;
 mod runs;
 mod sealed;
 mod servers;
+mod setups;
 mod snapshots;
 pub mod status;
 mod tenants;
@@ -70,12 +71,13 @@ pub use ports::{Exposed, PortLink, PortRecord};
 pub use quotas::{Limit, QuotaChange, QuotaReached, QuotaRecord, QuotaUse};
 pub use reach::{Confinement, Reach};
 pub use record::{
-    ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SnapshotAttributes, SnapshotPurpose,
-    SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
+    ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SetupState, SnapshotAttributes,
+    SnapshotPurpose, SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
 };
 pub use runs::{RunFilter, RunRecord, Spent, Unpaid};
 pub use sealed::SealedPlace;
 pub use servers::{Change, Changes, Exclusive, Held, Renewed};
+pub use setups::{SetupChange, SetupRecord};
 pub use snapshots::{
     BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
     Recorded, SnapshotFilter, SnapshotGroup,
@@ -209,6 +211,7 @@ fn migrator() -> Migrator {
         migration(30, "reach", include_str!("../migrations/0030_reach.sql")),
         migration(40, "quotas", include_str!("../migrations/0040_quotas.sql")),
         migration(41, "keys", include_str!("../migrations/0041_keys.sql")),
+        migration(42, "life", include_str!("../migrations/0042_life.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

@@ -492,6 +492,7 @@ async fn insert_snapshot(
         metadata: computer.metadata.clone(),
         visibility: computer.visibility,
         auto_stop: computer.auto_stop,
+        timeout: computer.timeout,
     };
     sqlx::query(
         "INSERT INTO snapshots (id, tenant_id, computer_id, computer_name, workspace_id, project_id,

@@ -180,11 +180,13 @@ pub(crate) async fn new_computer(store: &Store) -> crate::NewComputer {
         visibility: Visibility::Tenant,
         always_on: false,
         auto_stop: 0,
+        timeout: 0,
         disk_gib: 1,
         region: RegionName::local(),
         snapshot: None,
         layer: None,
         last_snapshot: None,
         env: Vec::new(),
+        setup: None,
     }
 }
