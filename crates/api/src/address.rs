@@ -114,7 +114,9 @@ mod tests {
         }
         // As a socket for both families sees it.
         assert!(range("192.0.2.0/24").contains("::ffff:192.0.2.9".parse().unwrap()));
-        for text in ["", "x", "10.0.0.0/33", "10.0.0", "10.0.0.0/", "::/129", "example.org", "10.0.0.1-10.0.0.9"] {
+        for text in
+            ["", "x", "10.0.0.0/33", "10.0.0", "10.0.0.0/", "::/129", "example.org", "10.0.0.1-10.0.0.9"]
+        {
             assert!(text.parse::<AddressRange>().is_err(), "{text:?}");
         }
     }

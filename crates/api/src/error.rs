@@ -36,6 +36,8 @@ pub enum ErrorCode {
     InvalidSetupFile,
     /// An end user, or a workspace, has as much as it may have.
     QuotaExceeded,
+    /// The policy of a workspace does not have it.
+    PolicyDenied,
     NotFound,
     MethodNotAllowed,
     /// The verb does not fit the computer's status.
@@ -113,6 +115,7 @@ impl ErrorCode {
             ErrorCode::Forbidden => "FORBIDDEN",
             ErrorCode::ForbiddenPath => "FORBIDDEN_PATH",
             ErrorCode::InvalidSetupFile => "INVALID_SETUP_FILE",
+            ErrorCode::PolicyDenied => "POLICY_DENIED",
             ErrorCode::QuotaExceeded => "QUOTA_EXCEEDED",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
@@ -172,6 +175,7 @@ impl ErrorCode {
             | ErrorCode::Forbidden
             | ErrorCode::ForbiddenPath
             | ErrorCode::QuotaExceeded
+            | ErrorCode::PolicyDenied
             | ErrorCode::InvalidTenantContext
             | ErrorCode::WorkspaceForbidden => 403,
             ErrorCode::NotFound | ErrorCode::DeliveryNotFound | ErrorCode::OrgNotFound => 404,
@@ -231,6 +235,7 @@ impl ErrorCode {
             | ErrorCode::ForbiddenPath
             | ErrorCode::InvalidSetupFile
             | ErrorCode::QuotaExceeded
+            | ErrorCode::PolicyDenied
             | ErrorCode::NotFound
             | ErrorCode::MethodNotAllowed
             | ErrorCode::InvalidState

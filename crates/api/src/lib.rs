@@ -17,6 +17,7 @@ mod id;
 mod logs;
 mod metrics;
 mod numbers;
+mod policy;
 mod port;
 mod quota;
 mod size;
@@ -72,11 +73,12 @@ pub use file::{
     WrittenFile, WrittenFiles,
 };
 pub use id::{
-    ApiKeyId, ComputerId, DeliveryId, KeyEventId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
-    TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
+    ApiKeyId, ComputerId, DeliveryId, KeyEventId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId,
+    TenantId, TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
 };
 pub use logs::{LogEntry, LogStream, Logs, LogsQuery};
 pub use metrics::{MetricPoint, Metrics, MetricsQuery};
+pub use policy::{TransferComputers, TransferredComputers, WorkspacePolicy};
 pub use port::{
     ChangePort, ExposePort, NotAPort, Port, PortAccess, PortAccessRequest, PortDeleted, PortList, PortNumber,
     PortUrl, PortVisibility,
@@ -92,10 +94,11 @@ pub use snapshot::{
 };
 pub use tenancy::{
     AddMember, ApiKey, ApiKeyWithSecret, ChangeMember, ComputerCounts, CreateApiKey, CreateProject,
-    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyEvent, KeyEventKind, KeyEventsQuery,
-    KeyKind, KeyPreset, KeyPresetRemoved, KeyStatus, ListKeys, ListProjects, MakeKeyPreset, MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant,
-    UnknownWord, UpdateApiKey, UpdatePlace, UpdateTenant, UpdateUser, User, Workspace, WorkspaceList,
-    WorkspaceMember, WorkspaceRole, WorkspaceStats,
+    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyEvent, KeyEventKind,
+    KeyEventsQuery, KeyKind, KeyPreset, KeyPresetRemoved, KeyStatus, ListKeys, ListProjects, MakeKeyPreset,
+    MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant, UnknownWord,
+    UpdateApiKey, UpdatePlace, UpdateTenant, UpdateUser, User, Workspace, WorkspaceList, WorkspaceMember,
+    WorkspaceRole, WorkspaceStats,
 };
 pub use terminal::{
     OpenTerminal, ResizeTerminal, Terminal, TerminalClosed, TerminalList, TerminalResized, TerminalRow,

@@ -9,7 +9,9 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::computer::present;
-use crate::{AddressRange, ApiKeyId, KeyEventId, PageMeta, ProjectId, TenantId, Timestamp, UserId, WorkspaceId};
+use crate::{
+    AddressRange, ApiKeyId, KeyEventId, PageMeta, ProjectId, TenantId, Timestamp, UserId, WorkspaceId,
+};
 
 macro_rules! word_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -354,6 +356,7 @@ pub struct KeyEvent {
     pub user_id: Option<UserId>,
     pub actor_key_id: Option<ApiKeyId>,
     /// Where the request came from, as far as that is known.
+    #[schema(value_type = Option<String>)]
     pub ip_address: Option<IpAddr>,
     /// What is so since then, of what was changed.
     pub details: Map<String, Value>,

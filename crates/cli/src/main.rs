@@ -83,6 +83,8 @@ enum Command {
     Ssh(ssh::SshArgs),
     /// The proxy command for ssh and scp: `ProxyCommand roost ssh-proxy %h`
     SshProxy(ssh::SshProxyArgs),
+    /// Show how the script went that a computer was made with
+    Setup(commands::NameArg),
     /// List, install and start desktop programs
     #[command(subcommand)]
     App(app::AppCommand),
@@ -201,6 +203,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Port(args) => forward::port(client()?, &args, json).await?,
         Command::Ssh(args) => return ssh::ssh(&client()?, &args).await,
         Command::SshProxy(args) => return ssh::proxy(&client()?, &args).await,
+        Command::Setup(args) => commands::setup(&client()?, &args, json).await?,
         Command::App(command) => app::run(&client()?, &command, json).await?,
         Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,
         Command::Open(args) => commands::open(&client()?, &args, json).await?,

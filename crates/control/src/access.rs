@@ -255,7 +255,8 @@ pub(crate) fn check_quota(caller: &Caller, external_user: &str, act: Act) -> Res
     if caller.role.is_administrator() && confinement.is_none() {
         return Ok(());
     }
-    let is_their_own = confinement.workspace.is_none() && confinement.external_user.as_deref() == Some(external_user);
+    let is_their_own =
+        confinement.workspace.is_none() && confinement.external_user.as_deref() == Some(external_user);
     if act == Act::Read && is_their_own {
         return Ok(());
     }
@@ -466,7 +467,8 @@ mod tests {
         assert!(may_mint(&narrow, &himself, KeyKind::User, &["computers:read".to_owned()], &[]).is_ok());
         let ranges = |text: &str| vec![text.parse::<AddressRange>().unwrap()];
         let limited = Caller { allowed_ips: ranges("10.0.0.0/8"), ..member.clone() };
-        let from = |ranges: &[AddressRange]| may_mint(&limited, &himself, KeyKind::User, &all, ranges).is_ok();
+        let from =
+            |ranges: &[AddressRange]| may_mint(&limited, &himself, KeyKind::User, &all, ranges).is_ok();
         assert!(from(&ranges("10.1.0.0/16")) && !from(&ranges("0.0.0.0/0")) && !from(&[]));
         let only = Confinement { workspace: None, external_user: Some("ann".to_owned()) };
         assert!(!may(&Caller { confinement: only, ..member.clone() }, &himself, KeyKind::User));

@@ -43,7 +43,8 @@ impl Created {
 
 impl Control {
     pub async fn create(&self, caller: &Caller, mut request: CreateComputer) -> Result<Created, Failure> {
-        let CreateComputer { external_workspace_id, external_user_id, external_project_id, .. } = &mut request;
+        let CreateComputer { external_workspace_id, external_user_id, external_project_id, .. } =
+            &mut request;
         let user = customer(caller, [external_workspace_id, external_user_id, external_project_id])?;
         request.external_user_id = user;
         let missing = || ApiError::new(ErrorCode::MissingParam, "name is required");
@@ -72,6 +73,7 @@ impl Control {
         let setup = self.new_setup(caller.tenant, id, request.setup_file.take())?;
         let always_on = request.always_on.unwrap_or(false);
         let (workspace_id, project_id) = self.place(caller, &request).await?;
+        let auto_stop = self.inner.store.effective_policy(workspace_id).await?.default_auto_stop_seconds;
         let new = NewComputer {
             id,
             tenant_id: caller.tenant,
@@ -89,7 +91,7 @@ impl Control {
             selected_apps: app_catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?,
             metadata: metadata(request.metadata)?,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
-            auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },
+            auto_stop: if always_on { 0 } else { request.idle_timeout_sec.or(auto_stop).unwrap_or(0) },
             timeout: request.timeout_sec.unwrap_or(0),
             always_on,
             disk_gib: size.disk_gib(),
@@ -432,10 +434,7 @@ impl Control {
 
 /// Makes the external ids of a new computer (of a workspace, a user, a project) what they are to be, and answers whose
 /// it is. A key that is confined to an end user makes computers of theirs only.
-pub(crate) fn customer(
-    caller: &Caller,
-    ids: [&mut Option<String>; 3],
-) -> Result<Option<String>, Failure> {
+pub(crate) fn customer(caller: &Caller, ids: [&mut Option<String>; 3]) -> Result<Option<String>, Failure> {
     let [workspace, user, project] = ids;
     *workspace = external_id("external_workspace_id", workspace.take())?;
     *user = external_id("external_user_id", user.take())?;

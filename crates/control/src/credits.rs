@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use roost_api::{
-    ApiError, ComputerId, CreditBalance, CreditTransaction, CreditTransactions, CreditUsage, ErrorCode, Event,
-    GrantCredits, MicroCredits, PageMeta, PageQuery, Prices, SessionsQuery, Size, TenantId, Timestamp,
+    ApiError, ComputerId, CreditBalance, CreditTransaction, CreditTransactions, CreditUsage, ErrorCode,
+    Event, GrantCredits, MicroCredits, PageMeta, PageQuery, Prices, SessionsQuery, Size, TenantId, Timestamp,
     UsageGroup, UsageQuery, UsageReport, UsageSession, UsageSessions, UsageSummary,
 };
 use roost_store::{
@@ -130,7 +130,9 @@ impl Control {
     async fn stop_unpaid(&self, computer: ComputerId, spent: Spent) -> Result<(), Failure> {
         match spent {
             // The tenant was told of that as a whole.
-            Spent::Credits => tracing::info!(%computer, "its tenant has no credits left: it is being stopped"),
+            Spent::Credits => {
+                tracing::info!(%computer, "its tenant has no credits left: it is being stopped")
+            }
             Spent::Quota(most) => {
                 tracing::info!(%computer, "its end user has spent their quota: it is being stopped");
                 let scope = EventScope::of(&self.record(computer).await?);
@@ -312,7 +314,8 @@ impl Control {
             Some("30d") => (days_before(now, 30), after(now)),
             Some(month) => {
                 let problem = "not 7d, 30d, month-to-date or a month such as 2026-05";
-                let begin = |month: &str| format!("{month}-01T00:00:00Z").parse().ok().map(Timestamp::start_of_month);
+                let begin =
+                    |month: &str| format!("{month}-01T00:00:00Z").parse().ok().map(Timestamp::start_of_month);
                 let start = begin(month).ok_or_else(|| ApiError::field("period", problem))?;
                 // Every month has a day that is 31 days after its first, in the next month.
                 (start, days_before(start, -31).start_of_month())

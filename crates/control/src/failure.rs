@@ -78,7 +78,7 @@ impl From<StoreError> for Failure {
             return Self { public: ApiError::new(ErrorCode::ValidationFailed, message), source: None };
         }
         match source {
-            StoreError::Quota { reached } => crate::quotas::reached(&reached).into(),
+            StoreError::Limit { reached } => crate::quotas::reached(&reached).into(),
             source => Self::internal(source),
         }
     }

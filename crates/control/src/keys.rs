@@ -7,8 +7,8 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use roost_api::{
-    AddressRange, ApiError, ApiKey, ApiKeyId, ApiKeyWithSecret, CreateApiKey, CreateScopedToken, ErrorCode, KeyKind,
-    KeyStatus, ListKeys, ScopedToken, TenantId, Timestamp, UpdateApiKey, UserId, WorkspaceId,
+    AddressRange, ApiError, ApiKey, ApiKeyId, ApiKeyWithSecret, CreateApiKey, CreateScopedToken, ErrorCode,
+    KeyKind, KeyStatus, ListKeys, ScopedToken, TenantId, Timestamp, UpdateApiKey, UserId, WorkspaceId,
     admits,
 };
 use roost_store::{Caller, Confinement, KeyActor, KeyChange, KeyForm, KeyRecord, NewKey, Store, UserRecord};
@@ -186,7 +186,8 @@ impl Control {
             expires_at: earliest(expires_at, caller.expires_at),
             metadata: metadata(request.metadata)?,
         };
-        let record = self.inner.store.insert_key(&new, &caller.into()).await?.ok_or_else(user_or_workspace_gone)?;
+        let record =
+            self.inner.store.insert_key(&new, &caller.into()).await?.ok_or_else(user_or_workspace_gone)?;
         tracing::info!(key = %record.id, user = %record.user, kind = kind.as_str(), "API key created");
         Ok(ApiKeyWithSecret { details: key_view(&record), key: text })
     }
@@ -266,14 +267,20 @@ impl Control {
             self.may_hold(caller, key, scopes, ranges).await?;
         }
         if key.id == caller.key && !allowed_ips.as_ref().is_none_or(|ranges| admits(ranges, caller.address)) {
-            let problem = "does not have the address that this request comes from, which the key would shut out";
+            let problem =
+                "does not have the address that this request comes from, which the key would shut out";
             return Err(ApiError::field("allowed_ips", problem).into());
         }
         if request.status == Some(KeyStatus::Disabled) {
             self.leaves_an_operator(key).await?;
         }
-        let change =
-            KeyChange { name: name.map(str::to_owned), scopes, status: request.status, allowed_ips, secret: None };
+        let change = KeyChange {
+            name: name.map(str::to_owned),
+            scopes,
+            status: request.status,
+            allowed_ips,
+            secret: None,
+        };
         let changed = self.inner.store.change_key(key.tenant, key.id, &change, &caller.into()).await?;
         self.inner.callers.changed();
         Ok(key_view(&changed.ok_or_else(|| Denied::NotFound.about("API key"))?))
@@ -396,7 +403,8 @@ impl Control {
             expires_at: earliest(Some(until), caller.expires_at),
             metadata: Default::default(),
         };
-        let record = self.inner.store.insert_key(&new, &caller.into()).await?.ok_or_else(user_or_workspace_gone)?;
+        let record =
+            self.inner.store.insert_key(&new, &caller.into()).await?.ok_or_else(user_or_workspace_gone)?;
         Ok(ScopedToken { id: record.id, token: text, expires_at: record.expires_at, scopes: record.scopes })
     }
 }

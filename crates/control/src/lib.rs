@@ -43,6 +43,7 @@ mod metrics;
 mod moves;
 mod observer;
 mod places;
+mod policies;
 mod ports;
 mod presets;
 mod preview;

@@ -109,12 +109,14 @@ impl Control {
     /// Who gets in at a door.
     pub async fn knock(&self, door: &Door, visitor: &Visitor<'_>) -> Result<Answer, Failure> {
         let caller = match visitor.bearer {
-            Some(bearer) if !bearer.starts_with("rpt_") => match self.authenticate(Some(bearer), visitor.from).await {
-                Ok(caller) => Some(caller),
-                // It may be meant for the program in the computer.
-                Err(failure) if failure.public.code.status() < 500 => None,
-                Err(failure) => return Err(failure),
-            },
+            Some(bearer) if !bearer.starts_with("rpt_") => {
+                match self.authenticate(Some(bearer), visitor.from).await {
+                    Ok(caller) => Some(caller),
+                    // It may be meant for the program in the computer.
+                    Err(failure) if failure.public.code.status() < 500 => None,
+                    Err(failure) => return Err(failure),
+                }
+            }
             _ => None,
         };
         let is_our_bearer = caller.is_some() || visitor.bearer.is_some_and(crate::token::looks_like_ours);

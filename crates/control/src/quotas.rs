@@ -3,7 +3,7 @@
 use roost_api::{
     ApiError, BillingUsage, ErrorCode, MicroCredits, Plan, Quota, QuotaUsage, SetQuota, Status, UsageQuery,
 };
-use roost_store::{Caller, ComputerFilter, Limit, QuotaChange, QuotaReached, Reach, SnapshotFilter};
+use roost_store::{Caller, ComputerFilter, Limit, LimitOf, LimitReached, QuotaChange, Reach, SnapshotFilter};
 use serde_json::json;
 
 use crate::access::{self, Act};
@@ -63,8 +63,7 @@ impl Control {
         access::sees_accounts(caller)?;
         let store = &self.inner.store;
         let reach = Reach::whole(caller.tenant);
-        let running =
-            ComputerFilter { statuses: Some(vec![Status::Running]), ..ComputerFilter::default() };
+        let running = ComputerFilter { statuses: Some(vec![Status::Running]), ..ComputerFilter::default() };
         let balance = self.credit_balance(caller).await?;
         Ok(Plan {
             plan: crate::tenants::PLAN.to_owned(),
@@ -93,34 +92,46 @@ fn user(text: &str) -> Result<String, ApiError> {
     external_id(field, Some(text.to_owned()))?.ok_or_else(|| ApiError::field(field, "is empty"))
 }
 
-/// What whoever asked for one computer too many is told.
-pub(crate) fn reached(reached: &QuotaReached) -> ApiError {
-    let user = &reached.external_user_id;
-    let (code, limit, most, message) = match reached.limit {
+/// What whoever asked for more than there may be is told.
+pub(crate) fn reached(reached: &LimitReached) -> ApiError {
+    let (whose, field, id, rule) = match &reached.of {
+        LimitOf::EndUser(user) => {
+            (format!("the end user {user:?}"), "external_user_id", user.clone(), "quota")
+        }
+        LimitOf::Workspace(id) => ("the workspace".to_owned(), "workspace_id", id.to_string(), "policy"),
+    };
+    let (code, limit, most, message) = match &reached.limit {
         Limit::Computers(most) => {
-            let message = format!("the end user {user:?} has {most} computers, which is their quota; delete one");
-            (ErrorCode::QuotaExceeded, "max_sandboxes", most.into(), message)
+            let name = if rule == "quota" { "max_sandboxes" } else { "max_computers" };
+            let message = format!("{whose} has {most} computers, which is its {rule}; delete one first");
+            (ErrorCode::QuotaExceeded, name, json!(most), message)
         }
         Limit::Running(most) => {
-            let message = format!("{most} computers of the end user {user:?} run, which is their quota; stop one");
-            (ErrorCode::QuotaExceeded, "max_concurrent", most.into(), message)
+            let message = format!("{most} computers of {whose} run, which is its {rule}; stop one first");
+            (ErrorCode::QuotaExceeded, "max_concurrent", json!(most), message)
         }
         Limit::StorageGib(most) => {
             let message = format!(
-                "the disks of the end user {user:?} could grow beyond the {most} GiB of their quota; delete a \
-                 computer, or ask for a smaller one"
+                "the disks of {whose} could grow beyond the {most} GiB of its {rule}; delete a computer, or ask for \
+                 a smaller one"
             );
-            (ErrorCode::QuotaExceeded, "max_storage_gb", most.into(), message)
+            (ErrorCode::QuotaExceeded, "max_storage_gb", json!(most), message)
         }
         Limit::Cost(most) => {
             let most = most.floor();
             let message = format!(
-                "INSUFFICIENT_CREDITS: the end user {user:?} has spent the {most} credits that their quota allows \
-                 in a month"
+                "INSUFFICIENT_CREDITS: {whose} has spent the {most} credits that its {rule} has for a month"
             );
-            (ErrorCode::InsufficientCredits, "max_credit_cents", most, message)
+            (ErrorCode::InsufficientCredits, "max_credit_cents", json!(most), message)
+        }
+        Limit::Size(size) => {
+            let message = format!("the policy of {whose} has no computers of the size {}", size.as_str());
+            (ErrorCode::PolicyDenied, "allowed_sizes", json!(size), message)
+        }
+        Limit::Region(region) => {
+            let message = format!("the policy of {whose} has no computers in the region {region}");
+            (ErrorCode::PolicyDenied, "allowed_regions", json!(region), message)
         }
     };
-    let details = json!({ "external_user_id": user, "limit": limit, "max": most });
-    ApiError::new(code, message).with_details(details)
+    ApiError::new(code, message).with_details(json!({ field: id, "limit": limit, "value": most }))
 }

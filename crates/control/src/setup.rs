@@ -144,7 +144,8 @@ impl Control {
     ) -> Result<String, Failure> {
         let opened = self.inner.config.seal_key.open(&context(what, tenant, computer), sealed);
         opened.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
-            let what = format!("the {what} of the setup of computer {computer} opens with no key of this server");
+            let what =
+                format!("the {what} of the setup of computer {computer} opens with no key of this server");
             Failure::internal(std::io::Error::other(what))
         })
     }
@@ -242,12 +243,13 @@ impl Place {
                 }
                 None => SetupChange::Failed("how it ended cannot be read in the computer".to_owned()),
             },
-            (false, INTERRUPTED) => {
-                SetupChange::Failed("it was interrupted: the computer was restarted, or somebody ended it".to_owned())
-            }
-            (false, code) => {
-                SetupChange::Failed(format!("it could not be run (exit code {code}): {}", ended.stderr.trim()))
-            }
+            (false, INTERRUPTED) => SetupChange::Failed(
+                "it was interrupted: the computer was restarted, or somebody ended it".to_owned(),
+            ),
+            (false, code) => SetupChange::Failed(format!(
+                "it could not be run (exit code {code}): {}",
+                ended.stderr.trim()
+            )),
         };
         self.end(change).await
     }
@@ -263,8 +265,12 @@ impl Place {
             let computer = self.computer;
             match &change {
                 SetupChange::Running => {}
-                SetupChange::Ended { exit_code, .. } => tracing::info!(%computer, exit_code, "its script has ended"),
-                SetupChange::Failed(why) => tracing::warn!(%computer, why, "its script did not come to its end"),
+                SetupChange::Ended { exit_code, .. } => {
+                    tracing::info!(%computer, exit_code, "its script has ended")
+                }
+                SetupChange::Failed(why) => {
+                    tracing::warn!(%computer, why, "its script did not come to its end")
+                }
             }
             inner.hub.wake();
         }
@@ -291,13 +297,16 @@ fn parse(text: &str) -> Option<(i32, &str)> {
 
 /// A script as callers give it: `None` where there is none.
 fn checked(script: Option<Value>) -> Result<Option<String>, ApiError> {
-    let wrong = |problem: &str| Err(ApiError::new(ErrorCode::InvalidSetupFile, format!("setup_file {problem}")));
+    let wrong =
+        |problem: &str| Err(ApiError::new(ErrorCode::InvalidSetupFile, format!("setup_file {problem}")));
     match script {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) if text.len() > LONGEST_SCRIPT => {
             wrong(&format!("is larger than {LONGEST_SCRIPT} bytes; have it fetch the rest"))
         }
-        Some(Value::String(text)) if text.contains('\0') => wrong("holds a NUL character, which no script has"),
+        Some(Value::String(text)) if text.contains('\0') => {
+            wrong("holds a NUL character, which no script has")
+        }
         Some(Value::String(text)) if text.trim().is_empty() => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
         Some(_) => wrong("is not text: give the script itself"),

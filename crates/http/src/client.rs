@@ -29,8 +29,11 @@ pub(crate) fn address(extensions: &Extensions) -> Option<IpAddr> {
 fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[AddressRange]) -> Option<IpAddr> {
     let is_trusted = |address: IpAddr| trusted.iter().any(|range| range.contains(address));
     let mut nearest = peer;
-    let named: Vec<&str> =
-        headers.get_all(FORWARDED_FOR).iter().flat_map(|value| value.to_str().unwrap_or("?").split(',')).collect();
+    let named: Vec<&str> = headers
+        .get_all(FORWARDED_FOR)
+        .iter()
+        .flat_map(|value| value.to_str().unwrap_or("?").split(','))
+        .collect();
     for text in named.into_iter().rev() {
         if !is_trusted(nearest) {
             break;

@@ -418,9 +418,9 @@ pub(crate) async fn insert(
     new: &NewComputer,
     clock: Timestamp,
 ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
-    admit_new(tx, new, clock).await?;
     let slug = free_slug(tx, &new.slug).await?;
     let (workspace, project) = lasting_place(tx, new.tenant_id, new.workspace_id, new.project_id).await?;
+    admit_new(tx, new, workspace, clock).await?;
     let now = Timestamp::now().as_micros();
     sqlx::query(
         "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,

@@ -36,6 +36,7 @@ mod tenants;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tickets;
+mod transfer;
 mod url;
 mod viewers;
 mod webhooks;
@@ -68,7 +69,7 @@ pub use places::{
     WorkspaceRecord,
 };
 pub use ports::{Exposed, PortLink, PortRecord};
-pub use quotas::{Limit, QuotaChange, QuotaReached, QuotaRecord, QuotaUse};
+pub use quotas::{Limit, LimitOf, LimitReached, QuotaChange, QuotaRecord, QuotaUse};
 pub use reach::{Confinement, Reach};
 pub use record::{
     ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SetupState, SnapshotAttributes,
@@ -83,6 +84,7 @@ pub use snapshots::{
     Recorded, SnapshotFilter, SnapshotGroup,
 };
 pub use tenants::{MemberRecord, NewUser, TenantDeleted, TenantRecord, UserChanged, UserRecord};
+pub use transfer::Transfer;
 pub use url::{DatabaseUrl, InvalidUrl};
 pub use viewers::{ShareRecord, ViewerPasswordRecord};
 pub use webhooks::{Attempt, DeliveryRecord, WebhookRecord};
@@ -117,16 +119,10 @@ pub enum StoreError {
         #[from]
         source: sqlx::Error,
     },
-    #[error("the end user {:?} has as much as they may have", reached.external_user_id)]
-    Quota { reached: QuotaReached },
+    #[error("a limit is reached: {reached:?}")]
+    Limit { reached: LimitReached },
     #[error("the database holds a value this version cannot read: {what}")]
     Corrupt { what: String },
-}
-
-impl From<QuotaReached> for StoreError {
-    fn from(reached: QuotaReached) -> Self {
-        Self::Quota { reached }
-    }
 }
 
 impl StoreError {
@@ -212,6 +208,7 @@ fn migrator() -> Migrator {
         migration(40, "quotas", include_str!("../migrations/0040_quotas.sql")),
         migration(41, "keys", include_str!("../migrations/0041_keys.sql")),
         migration(42, "life", include_str!("../migrations/0042_life.sql")),
+        migration(43, "policies", include_str!("../migrations/0043_policies.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

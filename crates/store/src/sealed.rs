@@ -116,7 +116,8 @@ impl Store {
                 });
             }
         }
-        let setups = "SELECT c.tenant_id, s.computer_id FROM setups s JOIN computers c ON c.id = s.computer_id";
+        let setups =
+            "SELECT c.tenant_id, s.computer_id FROM setups s JOIN computers c ON c.id = s.computer_id";
         for row in sqlx::query(setups).fetch_all(&self.pool).await? {
             let (tenant, computer) = (parsed(&row, "tenant_id")?, parsed(&row, "computer_id")?);
             places.push(SealedPlace::SetupScript { tenant, computer });

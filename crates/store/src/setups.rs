@@ -29,7 +29,10 @@ pub struct SetupRecord {
 pub enum SetupChange {
     Running,
     /// With this exit code and this output, which is sealed.
-    Ended { exit_code: i32, output: String },
+    Ended {
+        exit_code: i32,
+        output: String,
+    },
     /// It did not come to its end: why.
     Failed(String),
 }

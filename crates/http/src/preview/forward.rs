@@ -5,8 +5,6 @@
 //! is written anew, so a message has one length whatever the client wrote. Bodies are passed on piece by piece,
 //! and a side that does not read holds the other one back.
 
-use std::net::SocketAddr;
-
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::uri::PathAndQuery;

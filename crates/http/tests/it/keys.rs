@@ -109,7 +109,8 @@ async fn a_limited_key_makes_no_wider_one() {
     // A token of it is as limited as itself.
     let (_, me) = call(Method::GET, "/whoami", Value::Null).await;
     let body = json!({ "user_id": me["data"]["user_id"], "workspace_id": me["data"]["workspace_id"] });
-    let token = call(Method::POST, "/tokens/scoped", body).await.1["data"]["token"].as_str().unwrap().to_owned();
+    let token =
+        call(Method::POST, "/tokens/scoped", body).await.1["data"]["token"].as_str().unwrap().to_owned();
     let from = async |from| server.from(from, &token, Method::GET, "/computers", Value::Null).await.0;
     assert_eq!((from("203.0.113.7").await, from("203.0.114.7").await), (200, 403));
     // Nobody shuts themselves out.

@@ -94,7 +94,10 @@ async fn every_way_to_one_more_is_closed() {
     let other = format!("/computers/{}", other["id"].as_str().unwrap());
     assert_eq!(server.post(&format!("{other}/stop"), json!({})).await.0, 200, "what there is stays usable");
     let start = format!("{other}/start");
-    assert_eq!(refused(&server.post(&start, json!({})).await), (403, "QUOTA_EXCEEDED", &json!("max_concurrent")));
+    assert_eq!(
+        refused(&server.post(&start, json!({})).await),
+        (403, "QUOTA_EXCEEDED", &json!("max_concurrent"))
+    );
     // A restart is no start of one more.
     assert_eq!(server.post(&format!("/computers/{id}/restart"), json!({})).await.0, 200);
     server.delete(&format!("/computers/{id}")).await;

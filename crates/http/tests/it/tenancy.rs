@@ -537,7 +537,7 @@ async fn keys_hold_as_long_and_as_far_as_they_say() {
     assert_eq!(code(&answer), (403, "FORBIDDEN"));
     for wrong in [
         json!({ "scopes": ["everything"] }),
-        json!({ "allowed_ips": ["10.0.0.1"] }),
+        json!({ "allowed_ips": ["10.0.0.0/33"] }),
         json!({ "purpose": "optimal" }),
         json!({ "expires_at": "2020-01-01T00:00:00Z" }),
         json!({ "expires_in_days": 0 }),
