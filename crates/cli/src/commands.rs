@@ -6,9 +6,7 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use clap::Args;
 use reqwest::Method;
-use roost_api::{
-    Computer, ComputerUrls, Deleted, LogEntry, Logs, Setup, SetupStatus, Status, StreamToken,
-};
+use roost_api::{Computer, ComputerUrls, Deleted, LogEntry, Logs, Setup, SetupStatus, Status, StreamToken};
 use serde_json::json;
 
 use crate::client::Client;

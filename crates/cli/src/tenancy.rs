@@ -4,8 +4,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use roost_api::{
-    AddressRange, ApiKey, ApiKeyWithSecret, Data, Identity, KeyEvent, Removed, Tenant, TransferredComputers, User,
-    Workspace, WorkspaceMember, WorkspacePolicy,
+    AddressRange, ApiKey, ApiKeyWithSecret, Data, Identity, KeyEvent, Removed, Tenant, TransferredComputers,
+    User, Workspace, WorkspaceMember, WorkspacePolicy,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -502,7 +502,10 @@ async fn policy(client: &Client, args: &PolicyArgs, json: bool) -> anyhow::Resul
 }
 
 /// What the command line names, else what there is.
-fn parsed_or<T: DeserializeOwned>(named: &[String], otherwise: Option<Vec<T>>) -> anyhow::Result<Option<Vec<T>>> {
+fn parsed_or<T: DeserializeOwned>(
+    named: &[String],
+    otherwise: Option<Vec<T>>,
+) -> anyhow::Result<Option<Vec<T>>> {
     if named.is_empty() {
         return Ok(otherwise);
     }

@@ -520,13 +520,17 @@ mod tests {
         store.set_quota(tenant, "ann", &change).await.unwrap();
         let (first, create) = store.insert_computer(&of_ann(&store).await).await.unwrap();
         assert_eq!(limit(store.insert_computer(&of_ann(&store).await).await), Limit::Running(1));
-        store.finish_workflow(&create, &Finish::Failed("why".to_owned())).await.unwrap();
+        let fail = async |workflow: &crate::WorkflowRecord| {
+            store.claim_workflow(workflow.id).await.unwrap();
+            assert!(store.finish_workflow(workflow, &Finish::Failed("why".to_owned())).await.unwrap());
+        };
+        fail(&create).await;
         // It failed, and takes no place; another does.
         let (_, second) = store.insert_computer(&of_ann(&store).await).await.unwrap();
         let start =
             async || store.begin_workflow(first.id, WorkflowKind::Start, None, |_| Ok::<(), ()>(())).await;
         assert_eq!(limit(start().await), Limit::Running(1));
-        store.finish_workflow(&second, &Finish::Failed("why".to_owned())).await.unwrap();
+        fail(&second).await;
         assert!(matches!(start().await, Ok(Begin::Begun(_))));
         assert_eq!(limit(store.insert_computer(&of_ann(&store).await).await), Limit::StorageGib(2));
         let (quota, used) = store.quota_use(tenant, "ann").await.unwrap();

@@ -150,6 +150,22 @@ async fn quotas_are_for_administrators_and_an_end_user_sees_their_own() {
     }
 }
 
+/// Or its quota would hold nobody.
+#[tokio::test]
+async fn a_confined_key_clones_for_its_own_end_user_only() {
+    let server = Server::new().await;
+    let (_, computer) = server.of_ann().await;
+    let (_, made) =
+        server.post("/api-keys/scoped", json!({ "name": "ann", "external_user_id": "ann" })).await;
+    let key = made["data"]["key"].as_str().unwrap();
+    let path = format!("/computers/{}/clone", computer["id"].as_str().unwrap());
+    for (user, status) in [("bob", 403), ("ann", 201)] {
+        let body = json!({ "external_user_id": user }).to_string();
+        let reply = server.send(Method::POST, &path, Some(key), &[], &body).await;
+        assert_eq!(reply.status, status, "{user} {}", reply.body);
+    }
+}
+
 #[tokio::test]
 async fn the_plan_and_what_is_billed() {
     let server = Server::new().await;
