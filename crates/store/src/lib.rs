@@ -209,6 +209,7 @@ fn migrator() -> Migrator {
         migration(41, "keys", include_str!("../migrations/0041_keys.sql")),
         migration(42, "life", include_str!("../migrations/0042_life.sql")),
         migration(43, "policies", include_str!("../migrations/0043_policies.sql")),
+        migration(46, "search", include_str!("../migrations/0046_search.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }
