@@ -147,6 +147,14 @@ async fn the_clipboard_goes_both_ways_and_keys_stay_down() -> Result<()> {
     desktop.act("clipboard", json!({ "text": written })).await?;
     ensure!(desktop.get("clipboard").await?["text"] == written);
     desktop.act("hotkey", json!({ "keys": ["ctrl", "v"] })).await?;
+    // The editor asks for the text and goes on meanwhile; a star in its title says that it has changed.
+    desktop
+        .client
+        .output(
+            &desktop.id,
+            "timeout 25 xdotool search --sync --onlyvisible --name '^\\*.*Mousepad' >/dev/null",
+        )
+        .await?;
     desktop.act("type", json!({ "text": "!" })).await?;
     desktop.act("hotkey", json!({ "keys": ["ctrl+a"] })).await?;
     desktop.act("key", json!({ "key": "ctrl+c" })).await?;

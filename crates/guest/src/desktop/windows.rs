@@ -23,8 +23,8 @@ use x11rb::{
 
 use super::display::{Display, DisplayError};
 
-/// For a window manager that does what it was asked, and for a program that asks its user before it closes.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// For a window manager that does what it was asked. Under emulation on a busy host it has taken seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Without an event for this long, a window has the place it will have.
 const SETTLED: Duration = Duration::from_millis(200);
 /// Words of 4 bytes. A desktop with more windows, or a longer title, is cut.
@@ -222,7 +222,8 @@ impl Windows {
             display.connection.change_window_attributes(of, &attributes)
         };
         listen(display.root, EventMask::PROPERTY_CHANGE)?;
-        if !self.ids(display)?.contains(&window) {
+        let listed = self.ids(display)?;
+        if !listed.contains(&window) {
             return Err(WindowError::Unknown(window).into());
         }
         match listen(window, EventMask::PROPERTY_CHANGE | EventMask::STRUCTURE_NOTIFY)?.check() {
@@ -250,10 +251,7 @@ impl Windows {
                 }
                 Ok(WindowState::Closed) => {
                     send(display, window, atoms._NET_CLOSE_WINDOW, [0, SOURCE_PAGER, 0, 0, 0])?;
-                    match self.wait(display, window, |_| false) {
-                        Err(DisplayError::Window(WindowError::Unknown(_))) => Ok(()),
-                        result => result,
-                    }
+                    self.wait_closed(display, window, &listed)
                 }
                 Ok(WindowState::Unspecified) | Err(_) => Err(WindowError::UnknownChange.into()),
             },
@@ -326,6 +324,18 @@ impl Windows {
             }
             if display.next_event(deadline)?.is_none() {
                 tracing::debug!(window, "the window manager has not done it in time");
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until it is gone, or until its program asks its user something in a window that was not `listed` before.
+    fn wait_closed(&self, display: &Display, window: Window, listed: &[Window]) -> Result<(), DisplayError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let now = self.ids(display)?;
+            let asks = now.iter().any(|window| !listed.contains(window));
+            if asks || !now.contains(&window) || display.next_event(deadline)?.is_none() {
                 return Ok(());
             }
         }
