@@ -10,6 +10,7 @@ use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,8 +22,9 @@ pub use sockets::{Framed, PATIENCE, Socket, json_frame};
 /// A `roost serve` with a data directory of its own, on a free port of the loopback.
 #[derive(Debug)]
 pub struct Server {
-    data: tempfile::TempDir,
-    settings: Vec<(&'static str, &'static str)>,
+    /// Servers beside each other have the same.
+    data: Arc<tempfile::TempDir>,
+    settings: Vec<(&'static str, String)>,
     process: Child,
     pub url: String,
     pub key: String,
@@ -58,16 +60,25 @@ impl Server {
     }
 
     /// With settings from its environment, also when it is started again.
-    pub fn start_with(settings: &[(&'static str, &'static str)]) -> Result<Self> {
+    pub fn start_with(settings: &[(&'static str, &str)]) -> Result<Self> {
         Self::start_configured(Path::new("/var/tmp"), settings)
     }
 
-    fn start_configured(parent: &Path, settings: &[(&'static str, &'static str)]) -> Result<Self> {
+    fn start_configured(parent: &Path, settings: &[(&'static str, &str)]) -> Result<Self> {
         let data = tempfile::Builder::new().prefix("roost-test-").tempdir_in(parent)?;
-        let settings = settings.to_vec();
+        let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        Self::start_on(Arc::new(data), settings)
+    }
+
+    fn start_on(data: Arc<tempfile::TempDir>, settings: Vec<(&'static str, String)>) -> Result<Self> {
         let (process, url) = spawn(data.path(), &settings)?;
         let key = std::fs::read_to_string(data.path().join("admin.key"))?.trim().to_owned();
         Ok(Self { data, settings, process, url, key })
+    }
+
+    /// Another server on the same data, which takes a database that servers can share.
+    pub fn start_beside(&self) -> Result<Self> {
+        Self::start_on(self.data.clone(), self.settings.clone())
     }
 
     pub fn data(&self) -> &Path {
@@ -117,7 +128,7 @@ impl Server {
     }
 
     /// Where machines are, in every region.
-    fn pools(&self) -> Vec<PathBuf> {
+    pub fn pools(&self) -> Vec<PathBuf> {
         let regions = std::fs::read_dir(self.data.path().join("regions"));
         let others = regions.into_iter().flatten().flatten().map(|region| region.path().join("machines"));
         others.chain([self.data.path().join("machines")]).collect()
@@ -181,7 +192,7 @@ impl Drop for Server {
     }
 }
 
-fn spawn(data: &Path, settings: &[(&str, &str)]) -> Result<(Child, String)> {
+fn spawn(data: &Path, settings: &[(&str, String)]) -> Result<(Child, String)> {
     let socket_path = data.join("notify.sock");
     drop(std::fs::remove_file(&socket_path));
     let socket = UnixDatagram::bind(&socket_path)?;
@@ -191,7 +202,7 @@ fn spawn(data: &Path, settings: &[(&str, &str)]) -> Result<(Child, String)> {
         .env("ROOST_DATA", data)
         .env("ROOST_TEMPLATES", templates()?)
         .env("NOTIFY_SOCKET", &socket_path)
-        .envs(settings.iter().copied())
+        .envs(settings.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

@@ -1,4 +1,5 @@
-//! Clients that other people wrote, against a server of ours: the official Python client and a browser.
+//! Clients that other people wrote, against a server of ours: the official Python client, a browser, and one that makes
+//! its requests up from our own OpenAPI document.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,9 +10,23 @@ use roost_tests::Server;
 #[tokio::test]
 #[ignore = "boots a VM: cargo xtask test"]
 async fn the_official_python_client_works_unmodified() -> Result<()> {
-    let server = Server::start()?;
+    // A region to move to, and webhooks to this machine.
+    let settings = [("ROOST_REGIONS", "us-east-ny"), ("ROOST_WEBHOOKS_ANYWHERE", "true")];
+    run(&Server::start_with(&settings)?, &mut pytest(), "python", None)
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn every_answer_is_what_the_openapi_document_declares() -> Result<()> {
+    let settings = [("ROOST_REGIONS", "us-east-ny"), ("ROOST_WEBHOOKS_ANYWHERE", "true")];
+    run(&Server::start_with(&settings)?, &mut pytest(), "contract", None)
+}
+
+fn pytest() -> Command {
     let python = std::env::var("ROOST_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    run(&server, Command::new(python).args(["-m", "pytest", "-q"]), "python", None)
+    let mut command = Command::new(python);
+    command.args(["-m", "pytest", "-q"]);
+    command
 }
 
 #[tokio::test]

@@ -109,6 +109,7 @@ fn machines() -> Result<()> {
     build::template()?;
     step::run("doctor", Command::new(build::roost()).arg("doctor"))?;
     let python = python()?;
+    let cluster = Cluster::start()?;
     let browser = build::root().join("tests/browser");
     build::npm_install(&browser)?;
     step::show(
@@ -146,11 +147,13 @@ fn machines() -> Result<()> {
                 "--test-threads=2",
             ])
             .env("ROOST_BIN", build::roost())
+            .env("ROOST_TEST_DATABASE", cluster.address())
             .env("ROOST_TEST_PYTHON", python),
-    )
+    )?;
+    cluster.stop()
 }
 
-/// A Python with the official client, kept outside the checkout.
+/// A Python with the official client and what makes requests from OpenAPI, kept outside the checkout.
 fn python() -> Result<std::path::PathBuf> {
     let requirements = build::root().join("tests/python/requirements.txt");
     let wanted = std::fs::read(&requirements).context("failed to read tests/python/requirements.txt")?;
@@ -163,7 +166,7 @@ fn python() -> Result<std::path::PathBuf> {
         }
         step::run("python environment", Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
         step::run(
-            "official Python client",
+            "official Python client and schemathesis",
             Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(&requirements),
         )?;
         std::fs::write(&stamp, wanted).with_context(|| format!("failed to write {}", stamp.display()))?;

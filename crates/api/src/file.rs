@@ -104,6 +104,31 @@ pub struct DirectoryEntries {
     pub entries: Vec<DirectoryEntry>,
 }
 
+/// Bytes as they are, in the document of the API: a file, an archive, a picture.
+#[derive(Debug, Clone, Copy)]
+pub struct Binary;
+
+impl PartialSchema for Binary {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::Type::String)
+            .format(Some(utoipa::openapi::SchemaFormat::KnownFormat(utoipa::openapi::KnownFormat::Binary)))
+            .into()
+    }
+}
+
+impl ToSchema for Binary {}
+
+/// The parts of the form of `files/upload`, in the document of the API.
+#[derive(Debug, Clone, ToSchema)]
+pub struct UploadForm {
+    /// Where it is to be; with a slash at the end, the directory it is to be in (`/workspace/`).
+    pub path: Option<String>,
+    /// The content, and the file's name.
+    #[schema(value_type = String, format = Binary)]
+    pub file: Binary,
+}
+
 /// Permission bits as a client writes them: octal text such as `"0755"`, or an integer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileMode(pub u32);

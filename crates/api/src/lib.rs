@@ -62,11 +62,11 @@ pub use exec::{
     PythonRequest,
 };
 pub use file::{
-    ArchiveFormat, ChangeFileMode, CopyFile, DirectoryEntries, DirectoryEntry, ExportedFile, FileDone,
-    FileList, FileMode, FilePathRequest, FileQuery, FileRow, FileStat, FileType, FoundFile, FoundFiles,
-    MakeDirectory, PutFileQuery, RenameFile, SameRows, SearchFiles, ShownMode, UnpackedArchive,
-    UploadProgress, UploadedFile, UploadedFileRow, WatchFiles, WriteFileRequest, WriteFilesRequest,
-    WrittenFile, WrittenFiles,
+    ArchiveFormat, Binary, ChangeFileMode, CopyFile, DirectoryEntries, DirectoryEntry, ExportedFile,
+    FileDone, FileList, FileMode, FilePathRequest, FileQuery, FileRow, FileStat, FileType, FoundFile,
+    FoundFiles, MakeDirectory, PutFileQuery, RenameFile, SameRows, SearchFiles, ShownMode, UnpackedArchive,
+    UploadForm, UploadProgress, UploadedFile, UploadedFileRow, WatchFiles, WriteFileRequest,
+    WriteFilesRequest, WrittenFile, WrittenFiles,
 };
 pub use id::{
     ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,

@@ -268,6 +268,7 @@ impl Control {
                 let message = format!("the computer could not be stopped and runs on: {error}");
                 Failure::new(ErrorCode::ResourceState, message)
             }
+            ErrorCode::InvalidState => Failure::new(error.code, error.message),
             _ => Failure::new(ErrorCode::Internal, error.message),
         })?;
         self.record(id).await
@@ -304,7 +305,7 @@ impl Control {
                         None => Ok(()),
                     };
                 }
-                Begin::Refused(kind) if kind.is_brief() => {
+                Begin::Refused(WorkflowKind::Capture | WorkflowKind::Resize) => {
                     match tokio::time::timeout(PATIENCE, self.moment(id)).await {
                         Ok(ended) => ended?,
                         Err(_) => drop(self.cancel(id).await?),
@@ -468,10 +469,10 @@ fn wanted_size(request: &CreateComputer) -> Result<Size, ApiError> {
     })
 }
 
-/// A host without room says so; everything else is a start that failed.
+/// A host without room says so, and so does a start that a delete has ended; everything else is a start that failed.
 fn start_failure(error: ApiError) -> Failure {
     let code = match error.code {
-        code @ ErrorCode::NoReadyMachine => code,
+        code @ (ErrorCode::NoReadyMachine | ErrorCode::InvalidState) => code,
         _ => ErrorCode::StartFailed,
     };
     Failure::new(code, error.message)

@@ -198,6 +198,8 @@ fn move_failure(error: ApiError) -> Failure {
         code @ (ErrorCode::NoReadyMachine | ErrorCode::ResourceState) => {
             Failure::new(code, format!("the computer could not be moved: {error}"))
         }
+        // A delete has ended it.
+        ErrorCode::InvalidState => Failure::new(error.code, error.message),
         _ => Failure::new(ErrorCode::Internal, error.message),
     }
 }

@@ -275,7 +275,12 @@ impl Control {
 
 /// The error of a workflow as its row has it. Those that callers are told apart by keep their code.
 pub(crate) fn failed(message: String, code: Option<&str>) -> ApiError {
-    let kept = [ErrorCode::NoReadyMachine, ErrorCode::ResourceState, ErrorCode::StartFailed];
+    let kept = [
+        ErrorCode::NoReadyMachine,
+        ErrorCode::ResourceState,
+        ErrorCode::StartFailed,
+        ErrorCode::InvalidState,
+    ];
     let code = kept.into_iter().find(|kept| code == Some(kept.as_str()));
     ApiError::new(code.unwrap_or(ErrorCode::Internal), message)
 }

@@ -322,7 +322,7 @@ impl Control {
                 let result = tokio::select! {
                     biased;
                     () = cancel.cancelled() => {
-                        Err(ApiError::new(ErrorCode::InvalidState, "it was given up for a delete"))
+                        Err(ApiError::new(ErrorCode::InvalidState, "it was given up: the computer is being deleted"))
                     }
                     result = self.step(workflow, step) => result,
                 };

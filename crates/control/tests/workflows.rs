@@ -975,6 +975,43 @@ async fn a_delete_does_not_wait_for_a_boot_that_hangs() {
     world.check(&control).await;
 }
 
+/// Who waits for what a delete ends is told so: nothing of the server has failed.
+#[tokio::test]
+async fn a_delete_ends_a_move_and_a_start() {
+    let world = World::new().await;
+    let control = world.control(Arc::new(NoHook)).await;
+    let (moving, starting) = (world.create(&control).await, world.create(&control).await);
+    for id in [moving, starting] {
+        control.stop(id).await.unwrap();
+    }
+    world.far.slow_down(true);
+    let told = control.tenant_events(&world.caller, Some("move_progress"), None, None).await.unwrap();
+    let mut told = std::pin::pin!(told);
+    let moved = tokio::spawn({
+        let control = control.clone();
+        async move { control.move_computer(moving, MoveComputer { region: Some("far".to_owned()) }).await }
+    });
+    assert_eq!(told.next().await.unwrap().kind, "move_progress");
+    assert_eq!(world.far.present().await.unwrap(), [moving]);
+
+    world.launcher.set_boot(Boot::Hangs);
+    let started = tokio::spawn({
+        let control = control.clone();
+        async move { control.start_computer(starting).await }
+    });
+    control.wait_until(starting, |record| record.observed == roost_store::Observed::Booting).await.unwrap();
+
+    for (id, waiting) in [(moving, moved), (starting, started)] {
+        let deleted = tokio::time::timeout(Duration::from_secs(10), control.delete(id)).await;
+        deleted.expect("the delete waited").unwrap();
+        let failure = waiting.await.unwrap().unwrap_err();
+        assert_eq!(failure.public.code, ErrorCode::InvalidState, "{failure}");
+        assert!(failure.public.message.contains("is being deleted"), "{failure}");
+    }
+    assert!(world.far.present().await.unwrap().is_empty(), "the copy is left");
+    world.check_empty(&control).await;
+}
+
 #[tokio::test]
 async fn verbs_at_once_are_serialised_by_the_database() {
     let world = World::new().await;

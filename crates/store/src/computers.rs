@@ -206,6 +206,8 @@ impl Store {
         query.push_bind(Timestamp::now().as_micros());
         if let Some(name) = &change.name {
             query.push(", name = ").push_bind(name);
+            query.push(", search_text = ").push_bind(format!("{}\n", name.to_lowercase()));
+            query.push(" || slug || '\n' || id");
         }
         if let Some(session) = &change.agent_session_id {
             query.push(", agent_session_id = ").push_bind(session);
@@ -389,12 +391,8 @@ fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter)
         }
     }
     if let Some(text) = &filter.search {
-        let pattern = format!("%{}%", escape_like(text));
-        let columns = [" AND (LOWER(c.name)", " OR LOWER(c.slug)", " OR LOWER(c.id)"];
-        for column in columns {
-            query.push(column).push(" LIKE LOWER(").push_bind(pattern.clone()).push(") ESCAPE '\\'");
-        }
-        query.push(")");
+        let pattern = format!("%{}%", escape_like(&text.to_lowercase()));
+        query.push(" AND c.search_text LIKE ").push_bind(pattern).push(" ESCAPE '\\'");
     }
     if let Some(statuses) = &filter.statuses {
         query.push(" AND ").push(STATE).push_in(states(statuses));
@@ -413,9 +411,9 @@ pub(crate) async fn insert(
              template_type, template_digest, size, external_workspace_id, external_user_id,
              external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
              provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
-             layer_id, last_snapshot_id, region)
+             layer_id, last_snapshot_id, region, search_text)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $23, 'running', 1,
-             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24)",
+             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24, $25)",
     )
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
@@ -441,6 +439,7 @@ pub(crate) async fn insert(
     .bind(new.last_snapshot.map(|id| id.to_string()))
     .bind(i64::from(new.auto_stop))
     .bind(new.region.as_str())
+    .bind(format!("{}\n{slug}\n{}", new.name.to_lowercase(), new.id))
     .execute(&mut **tx)
     .await?;
     insert_variables(tx, new.id, &new.env).await?;

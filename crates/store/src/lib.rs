@@ -195,6 +195,7 @@ fn migrator() -> Migrator {
         migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
         migration(30, "reach", include_str!("../migrations/0030_reach.sql")),
+        migration(46, "search", include_str!("../migrations/0046_search.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

@@ -34,6 +34,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
     responses(
         (status = 201, body = Computer, headers(("x-miosa-wait-outcome" = String,
             description = "`ready`, `error` or `timeout`, where `wait` was asked for"))),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
         (status = "default", body = ErrorBody)
     ))]
 async fn create(
@@ -120,7 +121,9 @@ async fn delete(State(app): State<App>, Target(record): Target) -> Result<Json<D
 /// Start a stopped or failed computer; answers when it runs
 #[utoipa::path(post, path = "/computers/{id}/start", tag = "computers", params(("id" = String, Path)),
     request_body = Option<StartComputer>,
-    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = Computer),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn start(
     State(app): State<App>,
     Target(record): Target,
@@ -140,7 +143,9 @@ async fn stop(State(app): State<App>, Target(record): Target) -> Result<Json<Com
 
 /// Reboot a running computer; answers when it runs again
 #[utoipa::path(post, path = "/computers/{id}/restart", tag = "computers", params(("id" = String, Path)),
-    responses((status = 200, body = Computer), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = Computer),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn restart(State(app): State<App>, Target(record): Target) -> Result<Json<Computer>, Refusal> {
     let record = app.control.restart(record.id).await?;
     Ok(Json(app.control.computer_view(&record)))
@@ -149,7 +154,9 @@ async fn restart(State(app): State<App>, Target(record): Target) -> Result<Json<
 /// Clone a running computer with its memory; it goes on at once
 #[utoipa::path(post, path = "/computers/{id}/clone", tag = "computers", params(("id" = String, Path)),
     request_body = Option<CloneComputer>,
-    responses((status = 201, body = ComputerWithData), (status = "default", body = ErrorBody)))]
+    responses((status = 201, body = ComputerWithData),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn clone(
     State(app): State<App>,
     Auth(caller): Auth,
@@ -192,7 +199,9 @@ async fn patch_size(
 /// Bring a stopped computer to another region, with its files and its memory; answers when it is there
 #[utoipa::path(post, path = "/computers/{id}/move", tag = "computers", params(("id" = String, Path)),
     request_body = MoveComputer,
-    responses((status = 200, body = ComputerWithData), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = ComputerWithData),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn relocate(
     State(app): State<App>,
     Target(record): Target,

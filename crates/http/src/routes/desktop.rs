@@ -5,8 +5,8 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use roost_api::{
-    ClickRequest, CursorPosition, ErrorBody, KeyRequest, PointRequest, ScreenSize, ScrollRequest, Success,
-    TypeRequest,
+    Binary, ClickRequest, CursorPosition, ErrorBody, KeyRequest, PointRequest, ScreenSize, ScrollRequest,
+    Success, TypeRequest,
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -32,7 +32,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 
 /// The screen as PNG
 #[utoipa::path(get, path = "/computers/{id}/desktop/screenshot", tag = "desktop", params(("id" = String, Path)),
-    responses((status = 200, body = Vec<u8>, content_type = "image/png"), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = inline(Binary), content_type = "image/png"), (status = "default", body = ErrorBody)))]
 async fn screenshot(State(app): State<App>, Target(record): Target) -> Result<impl IntoResponse, Refusal> {
     let png = app.control.screenshot(record.id).await?;
     Ok(([(header::CONTENT_TYPE, "image/png"), (header::CACHE_CONTROL, "no-store")], png))

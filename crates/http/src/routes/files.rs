@@ -18,11 +18,11 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use roost_api::{
-    ApiError, ArchiveFormat, ChangeFileMode, ComputerId, CopyFile, Data, DirectoryEntries, DirectoryEntry,
-    ErrorBody, ErrorCode, ExportedFile, FileDone, FileList, FileMode, FilePathRequest, FileQuery, FileRow,
-    FileStat, FoundFiles, MakeDirectory, PutFileQuery, RenameFile, SearchFiles, ShownMode, UnpackedArchive,
-    UploadProgress, UploadedFile, UploadedFileRow, WatchFiles, WriteFileRequest, WriteFilesRequest,
-    WrittenFile, WrittenFiles,
+    ApiError, ArchiveFormat, Binary, ChangeFileMode, ComputerId, CopyFile, Data, DirectoryEntries,
+    DirectoryEntry, ErrorBody, ErrorCode, ExportedFile, FileDone, FileList, FileMode, FilePathRequest,
+    FileQuery, FileRow, FileStat, FoundFiles, MakeDirectory, PutFileQuery, RenameFile, SearchFiles,
+    ShownMode, UnpackedArchive, UploadForm, UploadProgress, UploadedFile, UploadedFileRow, WatchFiles,
+    WriteFileRequest, WriteFilesRequest, WrittenFile, WrittenFiles,
 };
 use roost_control::{
     ComputerRecord, DEFAULT_DIRECTORY, FileChange, FileDownload, FileEvent, FileInfo, FileKind, FileUpload,
@@ -195,8 +195,8 @@ fn shown_mode(bits: u32, headers: &HeaderMap) -> ShownMode {
     params(("id" = String, Path), FileQuery),
     responses(
         (status = 200, description = "All of it",
-            content((Vec<u8> = "application/octet-stream"), (Vec<u8> = "application/x-tar"), (Vec<u8> = "application/zip"))),
-        (status = 206, description = "The range", body = Vec<u8>, content_type = "application/octet-stream"),
+            content((inline(Binary) = "application/octet-stream"), (inline(Binary) = "application/x-tar"), (inline(Binary) = "application/zip"))),
+        (status = 206, description = "The range", body = inline(Binary), content_type = "application/octet-stream"),
         (status = "default", body = ErrorBody)))]
 async fn download(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let (mut parts, _) = request.into_parts();
@@ -430,7 +430,7 @@ async fn write_many(State(app): State<App>, request: Request) -> Result<Json<Wri
 
 /// Upload a file as a form: `file`, and `path` (`/workspace/`), to which a final slash adds the file's name
 #[utoipa::path(post, path = "/computers/{id}/files/upload", tag = "files", params(("id" = String, Path)),
-    request_body(content_type = "multipart/form-data", content = Vec<u8>),
+    request_body(content_type = "multipart/form-data", content = UploadForm),
     responses((status = 201, body = UploadedFile), (status = "default", body = ErrorBody)))]
 async fn upload(
     State(app): State<App>,
@@ -538,7 +538,7 @@ fn destination(path: &str, name: &str) -> Result<String, ApiError> {
 /// Write a file of any size, which is the body as it is; or go on with an upload
 #[utoipa::path(put, path = "/computers/{id}/files/content", tag = "files",
     params(("id" = String, Path), PutFileQuery),
-    request_body(content_type = "application/octet-stream", content = Vec<u8>),
+    request_body(content_type = "application/octet-stream", content = inline(Binary)),
     responses((status = 200, description = "The file is there", body = WrittenFile),
         (status = 202, description = "The upload has more to come", body = UploadProgress),
         (status = "default", body = ErrorBody)))]
@@ -617,7 +617,7 @@ async fn discard_upload(State(app): State<App>, asked: Uploading) -> Result<Json
 /// Unpack a tar archive, which is the body, into a directory
 #[utoipa::path(put, path = "/computers/{id}/files/archive", tag = "files",
     params(("id" = String, Path), FileQuery),
-    request_body(content_type = "application/x-tar", content = Vec<u8>),
+    request_body(content_type = "application/x-tar", content = inline(Binary)),
     responses((status = 200, body = UnpackedArchive), (status = "default", body = ErrorBody)))]
 async fn unpack(State(app): State<App>, request: Request) -> Result<Json<UnpackedArchive>, Refusal> {
     let (mut parts, body) = request.into_parts();

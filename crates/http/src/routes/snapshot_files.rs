@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{AppendHeaders, IntoResponse};
-use roost_api::{ApiError, Data, ErrorBody, ErrorCode, SnapshotPath, SnapshotTree};
+use roost_api::{ApiError, Binary, Data, ErrorBody, ErrorCode, SnapshotPath, SnapshotTree};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -36,7 +36,7 @@ async fn tree(
     responses(
         (status = 200, description = "A file of at most 2 GiB; or an archive of at most 1 GiB, 50,000 entries and \
             5,000 folders",
-            content((Vec<u8> = "application/octet-stream"), (Vec<u8> = "application/x-tar"))),
+            content((inline(Binary) = "application/octet-stream"), (inline(Binary) = "application/x-tar"))),
         (status = "default", body = ErrorBody)
     ))]
 async fn files(

@@ -104,7 +104,9 @@ async fn events(State(app): State<App>, Watched(snapshot): Watched) -> impl Into
 /// Make a new computer that continues from a snapshot of this one
 #[utoipa::path(post, path = "/computers/{id}/restore/{sid}", tag = "snapshots",
     params(("id" = String, Path), ("sid" = String, Path)), request_body = Option<ForkSnapshot>,
-    responses((status = 201, body = RestoredComputer), (status = "default", body = ErrorBody)))]
+    responses((status = 201, body = RestoredComputer),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn restore_of_computer(
     State(app): State<App>,
     Auth(caller): Auth,
@@ -117,7 +119,9 @@ async fn restore_of_computer(
 /// Make a new computer that continues from a snapshot
 #[utoipa::path(post, path = "/snapshots/{sid}/restore", tag = "snapshots", params(("sid" = String, Path)),
     request_body = Option<ForkSnapshot>,
-    responses((status = 201, body = RestoredComputer), (status = "default", body = ErrorBody)))]
+    responses((status = 201, body = RestoredComputer),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn restore(
     State(app): State<App>,
     Auth(caller): Auth,
@@ -207,7 +211,9 @@ async fn delete(
 /// Make a new computer that continues from a snapshot
 #[utoipa::path(post, path = "/snapshots/{sid}/fork", tag = "snapshots", params(("sid" = String, Path)),
     request_body = Option<ForkSnapshot>,
-    responses((status = 201, body = ForkedSnapshot), (status = "default", body = ErrorBody)))]
+    responses((status = 201, body = ForkedSnapshot),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn fork(
     State(app): State<App>,
     Auth(caller): Auth,
@@ -285,7 +291,9 @@ async fn release_name(State(app): State<App>, Named(record): Named) -> Result<Js
 /// Make a new computer that continues from a named snapshot
 #[utoipa::path(post, path = "/named-snapshots/{name}/deploy", tag = "snapshots", params(("name" = String, Path)),
     request_body = Option<ForkSnapshot>,
-    responses((status = 201, body = ForkedSnapshot), (status = "default", body = ErrorBody)))]
+    responses((status = 201, body = ForkedSnapshot),
+        (status = 503, description = "There is no room for it", body = ErrorBody),
+        (status = "default", body = ErrorBody)))]
 async fn deploy(
     State(app): State<App>,
     Auth(caller): Auth,

@@ -242,3 +242,33 @@ async fn a_nul_in_a_request_breaks_nothing() {
     let (status, changed) = server.call(Method::PATCH, &path, json!({ "agent_session_id": "a\0b" })).await;
     assert!(status == 200 || status == 422, "{status} {changed}");
 }
+
+#[tokio::test]
+async fn a_search_looks_through_names_slugs_and_ids() {
+    let server = Server::new().await;
+    let mut ids = Vec::new();
+    for name in ["Ärztin 100%", "Empfang_Süd", "Lager"] {
+        let (_, made) = server.post("/computers", desktop(name)).await;
+        ids.push(made["id"].as_str().unwrap().to_owned());
+    }
+    let renamed =
+        server.call(Method::PATCH, &format!("/computers/{}", ids[2]), json!({ "name": "Labor" })).await;
+    assert_eq!(renamed.0, 200);
+    let by_id = ids[0][..18].to_uppercase();
+    for (text, wanted) in [
+        ("%C3%A4RZTIN", &["Ärztin 100%"][..]),
+        ("0%25", &["Ärztin 100%"]),
+        ("g_s", &["Empfang_Süd"]),
+        // What it was called is its slug still.
+        ("LAGER", &["Labor"]),
+        ("labor", &["Labor"]),
+        (&by_id, &["Ärztin 100%"]),
+        // Only within one of them.
+        ("labor%20lager", &[]),
+        ("%25%25", &[]),
+    ] {
+        let (status, list) = server.get(&format!("/computers?search={text}")).await;
+        assert_eq!((status, names(&list)), (200, wanted.to_vec()), "{text}");
+        assert_eq!(list["total"], json!(wanted.len()), "{text}");
+    }
+}

@@ -1,0 +1,133 @@
+"""Who may do what: the caller, workspaces with their members, projects, API keys and scoped tokens, tenants."""
+
+import miosa
+import pytest
+
+from conftest import PATIENCE, URL, unique
+
+
+def as_key(key: str) -> miosa.Miosa:
+    return miosa.Miosa(key, base_url=URL, timeout=PATIENCE, max_retries=0)
+
+
+def test_who_am_i(client: miosa.Miosa) -> None:
+    me = client.account.whoami()
+    assert me["role"] == "owner" and me["key_type"] == "admin" and me["is_operator"] is True
+    assert client.account.whoami(tenant=me["tenant_id"])["tenant_id"] == me["tenant_id"]
+    assert client.account.whoami(tenant=me["organization_slug"])["user_id"] == me["user_id"]
+    with pytest.raises(miosa.MiosaError) as caught:
+        client.account.whoami(tenant="nobody-s")
+    assert caught.value.status_code in (403, 404)
+
+
+def test_organizations(client: miosa.Miosa) -> None:
+    current = client.organizations.current()["data"]
+    assert current["id"] == client.account.whoami()["tenant_id"]
+    assert current["id"] in {each["id"] for each in client.organizations.list()}
+    switched = client.organizations.switch(current["slug"])
+    assert current["id"] in str(switched)
+
+
+def test_tenants_of_an_operator(client: miosa.Miosa) -> None:
+    made = client._transport.request("POST", "/admin/tenants", json_body={"name": unique("brief")})["data"]
+    assert made["id"] in {each["id"] for each in client.admin.list_tenants(limit=100)["data"]}
+    with client.with_tenant(made["id"]) as there:
+        assert there.account.whoami()["tenant_id"] == made["id"]
+        assert there.computers.list() == []
+    client.admin.delete_tenant(made["id"])
+    assert made["id"] not in {each["id"] for each in client.admin.list_tenants()["data"]}
+
+
+def test_workspaces(client: miosa.Miosa) -> None:
+    name = unique("clinic")
+    external = unique("clinic").replace(" ", "_")
+    made = client.workspaces.create(name, description="first", external_workspace_id=external)
+    assert (made.name, client.workspaces.get(made.id).name) == (name, name)
+    assert made.id in {each.id for each in client.workspaces.list()}
+    # Another one with the same external id is the same one.
+    assert client.workspaces.create(name, external_workspace_id=external).id == made.id
+    assert client.workspaces.update(made.id, description="second").name == name
+    inside = client.computers.create("inside", workspace_id=made.id)
+    assert [each.id for each in client.workspaces.list_computers(made.id)] == [inside.id]
+    assert [each.id for each in client.computers.list(workspace_id=made.id)] == [inside.id]
+    client.workspaces.delete(made.id)
+    with pytest.raises(miosa.NotFoundError):
+        client.workspaces.get(made.id)
+    # The computer has gone to the default workspace.
+    assert client.computers.get(inside.id).data.workspace_id != made.id
+    client.computers.delete(inside.id)
+
+
+def test_members(client: miosa.Miosa, user: str) -> None:
+    workspace = client.workspaces.create(unique("ward"))
+    member = client.workspace_members.add(workspace.id, user_id=user, role="member")
+    assert member["user_id"] == user
+    assert client.workspace_members.update_role(workspace.id, user, role="viewer")["role"] == "viewer"
+    roles = {each["user_id"]: each["role"] for each in client.workspace_members.list(workspace.id)}
+    assert roles == {user: "viewer", client.account.whoami()["user_id"]: "owner"}
+    client.workspace_members.remove(workspace.id, user)
+    assert user not in {each["user_id"] for each in client.workspace_members.list(workspace.id)}
+    client.workspaces.delete(workspace.id)
+
+
+def test_projects(client: miosa.Miosa) -> None:
+    workspace, other = (client.workspaces.create(unique(name)) for name in ("ward", "other ward"))
+    made = client.projects.create("Records", workspace_id=workspace.id, description="first", metadata={"a": "b"})
+    assert client.projects.get(made["id"])["workspace_id"] == workspace.id
+    assert client.projects.update(made["id"], name="Files", description="second")["name"] == "Files"
+    assert [each["id"] for each in client.projects.list(workspace_id=workspace.id)] == [made["id"]]
+    assert client.projects.summary(made["id"])
+    client.projects.move(made["id"], other.id)
+    assert client.projects.get(made["id"])["workspace_id"] == other.id
+    assert client.projects.list(workspace_id=workspace.id) == []
+    client.projects.delete(made["id"])
+    with pytest.raises(miosa.NotFoundError):
+        client.projects.get(made["id"])
+    for each in (workspace, other):
+        client.workspaces.delete(each.id)
+
+
+def test_keys(client: miosa.Miosa) -> None:
+    made = client.api_keys.create(name="reader", scopes=["computers:read"])
+    assert made["id"] in {each["id"] for each in client.api_keys.list()}
+    assert "key" not in client.api_keys.get(made["id"]), "a key is shown once"
+    with as_key(made["key"]) as reader:
+        reader.computers.list()
+        with pytest.raises(miosa.MiosaError) as caught:
+            reader.computers.create("not allowed")
+        assert (caught.value.status_code, caught.value.code) == (403, "insufficient_scope")
+    assert client.api_keys.update(made["id"], name="another name")["name"] == "another name"
+    rotated = client.api_keys.rotate(made["id"])
+    assert rotated["key"] != made["key"]
+    with as_key(made["key"]) as old, pytest.raises(miosa.AuthenticationError):
+        old.computers.list()
+    with as_key(rotated["key"]) as new:
+        new.computers.list()
+    client.api_keys.delete(rotated["id"])
+    with as_key(rotated["key"]) as gone, pytest.raises(miosa.AuthenticationError):
+        gone.computers.list()
+
+
+def test_a_key_for_an_end_user_reaches_what_is_theirs(client: miosa.Miosa) -> None:
+    made = client.api_keys.create_scoped(external_user_id="patient-1", scopes=["computers:read", "computers:write"])
+    with as_key(made["key"]) as theirs:
+        assert theirs.computers.list() == []
+        computer = theirs.computers.create("theirs")
+        assert [each.id for each in theirs.computers.list()] == [computer.id]
+        assert computer.id in {each.id for each in client.computers.list()}
+        assert client._transport.request("GET", f"/computers/{computer.id}")["external_user_id"] == "patient-1"
+        theirs.computers.delete(computer.id)
+    client.api_keys.delete(made["id"])
+
+
+def test_scoped_tokens(client: miosa.Miosa, user: str) -> None:
+    workspace = client.workspaces.create(unique("ward"))
+    client.workspace_members.add(workspace.id, user_id=user)
+    made = client.tokens.create_scoped(user_id=user, workspace_id=workspace.id, expires_in_seconds=600)
+    assert made["id"] in {each["id"] for each in client.tokens.list_scoped()}
+    with as_key(made["token"]) as theirs:
+        assert theirs.computers.list() == []
+    client.tokens.delete_scoped(made["id"])
+    with as_key(made["token"]) as gone, pytest.raises(miosa.AuthenticationError):
+        gone.computers.list()
+    client.workspaces.delete(workspace.id)
