@@ -70,6 +70,21 @@ def test_members(client: miosa.Miosa, user: str) -> None:
     client.workspaces.delete(workspace.id)
 
 
+def test_members_by_their_address(client: miosa.Miosa) -> None:
+    tenant = client.account.whoami()["tenant_id"]
+    email = f"{unique('nurse').replace(' ', '-')}@example.org"
+    body = {"name": "nurse", "email": email}
+    user = client._transport.request("POST", f"/admin/tenants/{tenant}/users", json_body=body)["data"]["id"]
+    workspace = client.workspaces.create(unique("ward"))
+    members = client.workspaces(workspace.id).members
+    assert members.invite(email, role="member")["user_id"] == user
+    assert user in {each["user_id"] for each in members.list()}
+    assert members.update_role(user, "viewer")["role"] == "viewer"
+    members.remove(user)
+    assert user not in {each["user_id"] for each in members.list()}
+    client.workspaces.delete(workspace.id)
+
+
 def test_projects(client: miosa.Miosa) -> None:
     workspace, other = (client.workspaces.create(unique(name)) for name in ("ward", "other ward"))
     made = client.projects.create("Records", workspace_id=workspace.id, description="first", metadata={"a": "b"})
@@ -106,6 +121,52 @@ def test_keys(client: miosa.Miosa) -> None:
     client.api_keys.delete(rotated["id"])
     with as_key(rotated["key"]) as gone, pytest.raises(miosa.AuthenticationError):
         gone.computers.list()
+
+
+def test_key_presets_and_what_happens_to_a_key(client: miosa.Miosa) -> None:
+    name = unique("preset")
+    client.api_keys.create_preset(name=name, scopes=["computers:read"])
+    assert name in {each["name"] for each in client.api_keys.presets()}
+    client.api_keys.delete_preset(name)
+    assert name not in {each["name"] for each in client.api_keys.presets()}
+    made = client.api_keys.create(name="watched")
+    client.api_keys.update(made["id"], name="renamed")
+    assert [each["type"] for each in client.api_keys.events(made["id"])] == ["changed", "created"]
+    client.api_keys.delete(made["id"])
+
+
+def test_a_quota_of_an_end_user_holds(client: miosa.Miosa) -> None:
+    user = unique("patient")
+    assert client.quotas.set(user, max_sandboxes=0, max_concurrent=2)["max_sandboxes"] == 0
+    assert client.quotas.get(user)["max_concurrent"] == 2
+    made = client.api_keys.create_scoped(external_user_id=user, scopes=["computers:read", "computers:write"])
+    with as_key(made["key"]) as theirs, pytest.raises(miosa.PermissionError) as caught:
+        theirs.computers.create("one too many")
+    assert caught.value.code == "QUOTA_EXCEEDED"
+    client.quotas.delete(user)
+    assert client.quotas.get(user)["max_sandboxes"] is None
+    client.api_keys.delete(made["id"])
+
+
+def test_a_workspace_has_a_policy_and_gives_computers_away(client: miosa.Miosa) -> None:
+    source, target = (client.workspaces.create(unique(name)) for name in ("ward", "lab"))
+    computer = client.computers.create("box", workspace_id=source.id)
+    policy = client.workspaces(target.id).policy
+    assert policy.set({"max_computers": 0})["max_computers"] == 0
+    with pytest.raises(miosa.PermissionError) as caught:
+        client.workspaces(source.id).transfer([computer.id], target.id)
+    assert caught.value.code == "QUOTA_EXCEEDED"
+    policy.delete()
+    assert policy.get()["max_computers"] is None
+    assert client.workspaces(source.id).transfer([computer.id], target.id)["transferred"] == [computer.id]
+    assert [each.id for each in client.workspaces.list_computers(target.id)] == [computer.id]
+    client.computers.delete(computer.id)
+    for each in (source, target):
+        client.workspaces.delete(each.id)
+
+
+def test_the_plan_is_that_of_a_server_of_ones_own(client: miosa.Miosa) -> None:
+    assert client.tenant.current()["plan"] == "self-hosted"
 
 
 def test_a_key_for_an_end_user_reaches_what_is_theirs(client: miosa.Miosa) -> None:

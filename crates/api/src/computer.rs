@@ -138,6 +138,13 @@ pub struct Computer {
     pub resolution: String,
     /// Idle seconds before it stops by itself; 0 is never.
     pub auto_stop: u32,
+    /// Seconds after each start after which it is stopped; null is never.
+    pub timeout_sec: Option<u32>,
+    /// How long it may run on, where `timeout_sec` says so and it runs.
+    pub timeout_remaining_ms: Option<i64>,
+    /// How far the script is that was given as `setup_file`: `waiting`, `running`, `completed` or `failed`; null where
+    /// there is none.
+    pub setup_status: Option<SetupStatus>,
     pub region: Option<String>,
     pub metadata: BTreeMap<String, String>,
     pub visibility: Visibility,
@@ -201,12 +208,45 @@ pub struct CreateComputer {
     pub visibility: Option<Visibility>,
     /// Idle seconds before it stops by itself; 0 (default) is never.
     pub idle_timeout_sec: Option<u32>,
+    /// Seconds after each start after which it is stopped with its memory, used or not; 0 (default) is never.
+    pub timeout_sec: Option<u32>,
+    /// A script that is run once, as the desktop user, when the computer runs for the first time: UTF-8, at most
+    /// 64 KiB. `GET /computers/{id}/setup` says how it went.
+    pub setup_file: Option<Value>,
     /// Start it again after the host was restarted, and never stop it because it is idle.
     pub always_on: Option<bool>,
     /// Environment variables, as if set one by one.
     pub env: Option<BTreeMap<String, String>>,
     /// Nothing waits for room here: without it the answer is 503 `NO_READY_MACHINE`, whatever this says.
     pub fail_fast: Option<bool>,
+}
+
+/// How far the script of a computer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SetupStatus {
+    /// The computer has not run yet.
+    Waiting,
+    Running,
+    /// It ended with exit code 0.
+    Completed,
+    /// It ended with another exit code, or did not come to its end. The computer is as it is.
+    Failed,
+}
+
+/// Answer of `GET /computers/{id}/setup`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Setup {
+    pub computer_id: ComputerId,
+    /// Null: the computer was made without a script.
+    pub status: Option<SetupStatus>,
+    pub exit_code: Option<i32>,
+    /// What it said, the last 64 KiB; null as long as it runs.
+    pub output: Option<String>,
+    /// Why it did not come to its end.
+    pub error: Option<String>,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
 }
 
 /// Body of `POST /computers/{id}/start`.
@@ -249,6 +289,10 @@ pub struct UpdateComputer {
     pub metadata: Option<Map<String, Value>>,
     pub visibility: Option<Visibility>,
     pub always_on: Option<bool>,
+    /// Seconds after its last start after which it is stopped; 0 and null are never.
+    #[serde(deserialize_with = "present")]
+    #[schema(value_type = Option<u32>)]
+    pub timeout_sec: Option<Option<u32>>,
 }
 
 /// Tells a field that is null from one that is absent.

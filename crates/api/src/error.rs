@@ -32,6 +32,12 @@ pub enum ErrorCode {
     Forbidden,
     /// The path leads out of the directories whose files may be reached.
     ForbiddenPath,
+    /// It is too large, or no text.
+    InvalidSetupFile,
+    /// An end user, or a workspace, has as much as it may have.
+    QuotaExceeded,
+    /// The policy of a workspace does not have it.
+    PolicyDenied,
     NotFound,
     MethodNotAllowed,
     /// The verb does not fit the computer's status.
@@ -108,6 +114,9 @@ impl ErrorCode {
             ErrorCode::InsufficientScope => "insufficient_scope",
             ErrorCode::Forbidden => "FORBIDDEN",
             ErrorCode::ForbiddenPath => "FORBIDDEN_PATH",
+            ErrorCode::InvalidSetupFile => "INVALID_SETUP_FILE",
+            ErrorCode::PolicyDenied => "POLICY_DENIED",
+            ErrorCode::QuotaExceeded => "QUOTA_EXCEEDED",
             ErrorCode::NotFound => "NOT_FOUND",
             ErrorCode::MethodNotAllowed => "METHOD_NOT_ALLOWED",
             ErrorCode::InvalidState => "INVALID_STATE",
@@ -158,12 +167,15 @@ impl ErrorCode {
             | ErrorCode::InvalidId
             | ErrorCode::InvalidPath
             | ErrorCode::InvalidBody
-            | ErrorCode::MissingFile => 400,
+            | ErrorCode::MissingFile
+            | ErrorCode::InvalidSetupFile => 400,
             ErrorCode::InvalidToken | ErrorCode::WrongPassword => 401,
             ErrorCode::InsufficientCredits => 402,
             ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
             | ErrorCode::ForbiddenPath
+            | ErrorCode::QuotaExceeded
+            | ErrorCode::PolicyDenied
             | ErrorCode::InvalidTenantContext
             | ErrorCode::WorkspaceForbidden => 403,
             ErrorCode::NotFound | ErrorCode::DeliveryNotFound | ErrorCode::OrgNotFound => 404,
@@ -221,6 +233,9 @@ impl ErrorCode {
             | ErrorCode::InsufficientScope
             | ErrorCode::Forbidden
             | ErrorCode::ForbiddenPath
+            | ErrorCode::InvalidSetupFile
+            | ErrorCode::QuotaExceeded
+            | ErrorCode::PolicyDenied
             | ErrorCode::NotFound
             | ErrorCode::MethodNotAllowed
             | ErrorCode::InvalidState

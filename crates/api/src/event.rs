@@ -59,6 +59,19 @@ pub enum Event {
         /// The limit.
         idle_seconds: u32,
     },
+    /// It has run for as long as it may and is being stopped.
+    TimedOut {
+        timeout_sec: u32,
+    },
+    /// The script that was given with it has ended; 0 is well.
+    SetupEnded {
+        exit_code: i32,
+    },
+    /// That script did not come to its end.
+    SetupFailed {
+        /// Why.
+        message: String,
+    },
     /// Little is left of the tenant's credits.
     CreditsLow {
         balance_credits: i64,
@@ -66,6 +79,10 @@ pub enum Event {
     /// Nothing is left; the tenant's computers are being stopped.
     CreditsExhausted {
         balance_credits: i64,
+    },
+    /// Its end user has spent what their quota allows in a month; it is being stopped.
+    QuotaExhausted {
+        max_credit_cents: i64,
     },
     /// It is on its way to another region.
     MoveProgress {
@@ -142,8 +159,12 @@ impl Event {
         "stopped",
         "error",
         "auto_stopped",
+        "timed_out",
+        "setup.ended",
+        "setup.failed",
         "credits.low",
         "credits.exhausted",
+        "quota.exhausted",
         "move_progress",
         "computer.moved",
         "app.installing",
@@ -164,8 +185,12 @@ impl Event {
             Event::Stopped(_) => "stopped",
             Event::Error { .. } => "error",
             Event::AutoStopped { .. } => "auto_stopped",
+            Event::TimedOut { .. } => "timed_out",
+            Event::SetupEnded { .. } => "setup.ended",
+            Event::SetupFailed { .. } => "setup.failed",
             Event::CreditsLow { .. } => "credits.low",
             Event::CreditsExhausted { .. } => "credits.exhausted",
+            Event::QuotaExhausted { .. } => "quota.exhausted",
             Event::MoveProgress { .. } => "move_progress",
             Event::Moved { .. } => "computer.moved",
             Event::AppInstalling { .. } => "app.installing",
@@ -259,8 +284,12 @@ mod tests {
             Event::StatusChanged(transition),
             Event::Error { transition, message: None },
             Event::AutoStopped { idle_seconds: 60 },
+            Event::TimedOut { timeout_sec: 60 },
+            Event::SetupEnded { exit_code: 0 },
+            Event::SetupFailed { message: "why".to_owned() },
             Event::CreditsLow { balance_credits: 1 },
             Event::CreditsExhausted { balance_credits: 0 },
+            Event::QuotaExhausted { max_credit_cents: 0 },
             Event::MoveProgress { region: RegionName::local(), progress: 10 },
             Event::Moved { region: RegionName::local(), previous_region: RegionName::local() },
             Event::AppInstalling { app: "geany".to_owned(), progress: 1 },

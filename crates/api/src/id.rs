@@ -58,6 +58,10 @@ typed_id!(UserId);
 typed_id!(WorkspaceId);
 typed_id!(ProjectId);
 typed_id!(ApiKeyId);
+typed_id!(
+    /// Something that happened to an API key.
+    KeyEventId
+);
 typed_id!(ShareId);
 typed_id!(
     /// A state of a computer that is kept: its disk, and its memory where it ran.

@@ -1,5 +1,6 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod address;
 mod app;
 mod auto_stop;
 mod catalog;
@@ -16,7 +17,9 @@ mod id;
 mod logs;
 mod metrics;
 mod numbers;
+mod policy;
 mod port;
+mod quota;
 mod size;
 mod snapshot;
 mod tenancy;
@@ -24,6 +27,7 @@ mod terminal;
 mod time;
 mod webhook;
 
+pub use address::{AddressRange, NotAnAddressRange, admits};
 pub use app::{
     App, AppList, Catalog, CatalogApp, Installation, InstallationStatus, Installations, LaunchRequest,
     SelectApps,
@@ -35,7 +39,7 @@ pub use catalog::{
 };
 pub use computer::{
     Computer, ComputerList, CreateComputer, CreateQuery, Deleted, Health, ListComputers, Order, PageMeta,
-    Readiness, StartComputer, Status, UpdateComputer, Visibility,
+    Readiness, Setup, SetupStatus, StartComputer, Status, UpdateComputer, Visibility,
 };
 pub use connection::{
     ComputerUrls, CreateShare, CreatedShare, DesktopSession, Embed, EmbedQuery, NamedUrl, Share, ShareKind,
@@ -69,15 +73,17 @@ pub use file::{
     WriteFilesRequest, WrittenFile, WrittenFiles,
 };
 pub use id::{
-    ApiKeyId, ComputerId, DeliveryId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId, TenantId,
-    TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
+    ApiKeyId, ComputerId, DeliveryId, KeyEventId, LayerId, ProjectId, RunId, ServerId, ShareId, SnapshotId,
+    TenantId, TransactionId, UserId, WebhookId, WorkflowId, WorkspaceId,
 };
 pub use logs::{LogEntry, LogStream, Logs, LogsQuery};
 pub use metrics::{MetricPoint, Metrics, MetricsQuery};
+pub use policy::{TransferComputers, TransferredComputers, WorkspacePolicy};
 pub use port::{
     ChangePort, ExposePort, NotAPort, Port, PortAccess, PortAccessRequest, PortDeleted, PortList, PortNumber,
     PortUrl, PortVisibility,
 };
+pub use quota::{BillingUsage, Plan, Quota, QuotaRemoved, QuotaUsage, SetQuota};
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use snapshot::{
     AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,
@@ -88,10 +94,11 @@ pub use snapshot::{
 };
 pub use tenancy::{
     AddMember, ApiKey, ApiKeyWithSecret, ChangeMember, ComputerCounts, CreateApiKey, CreateProject,
-    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyKind, KeyStatus, ListKeys,
-    ListProjects, MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant,
-    UnknownWord, UpdateApiKey, UpdatePlace, UpdateTenant, UpdateUser, User, Workspace, WorkspaceList,
-    WorkspaceMember, WorkspaceRole, WorkspaceStats,
+    CreateScopedToken, CreateTenant, CreateUser, CreateWorkspace, Identity, KeyEvent, KeyEventKind,
+    KeyEventsQuery, KeyKind, KeyPreset, KeyPresetRemoved, KeyStatus, ListKeys, ListProjects, MakeKeyPreset,
+    MoveProject, Project, ProjectList, ProjectSummary, Removed, Role, ScopedToken, Tenant, UnknownWord,
+    UpdateApiKey, UpdatePlace, UpdateTenant, UpdateUser, User, Workspace, WorkspaceList, WorkspaceMember,
+    WorkspaceRole, WorkspaceStats,
 };
 pub use terminal::{
     OpenTerminal, ResizeTerminal, Terminal, TerminalClosed, TerminalList, TerminalResized, TerminalRow,

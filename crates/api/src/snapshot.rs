@@ -59,6 +59,8 @@ pub struct CloneComputer {
     pub always_on: Option<bool>,
     /// The source's by default, unless `always_on` is set.
     pub idle_timeout_sec: Option<u32>,
+    /// The source's by default.
+    pub timeout_sec: Option<u32>,
     /// The source's by default; a clone has no other.
     pub size: Option<String>,
     /// The source's by default; a clone has no other.

@@ -1,6 +1,7 @@
 //! Tenants, users, workspaces, projects, API keys: who there is, and what they may do.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,7 +9,9 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::computer::present;
-use crate::{ApiKeyId, PageMeta, ProjectId, TenantId, Timestamp, UserId, WorkspaceId};
+use crate::{
+    AddressRange, ApiKeyId, KeyEventId, PageMeta, ProjectId, TenantId, Timestamp, UserId, WorkspaceId,
+};
 
 macro_rules! word_enum {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -265,8 +268,8 @@ pub struct ApiKey {
     /// `api`.
     pub key_purpose: String,
     pub scopes: Vec<String>,
-    /// Always empty: where a request comes from is not looked at.
-    pub allowed_ips: Vec<String>,
+    /// Addresses and networks that requests with it may come from; empty: any.
+    pub allowed_ips: Vec<AddressRange>,
     /// Requests in a minute; absent where there is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit_rpm: Option<u32>,
@@ -302,8 +305,10 @@ pub struct CreateApiKey {
     pub key_type: Option<KeyKind>,
     /// `api`.
     pub purpose: Option<String>,
-    /// Not supported: only an empty list is taken.
-    pub allowed_ips: Option<Vec<String>>,
+    /// A preset (`GET /api-keys/presets`) whose scopes it has, where `scopes` names none.
+    pub preset: Option<String>,
+    /// Addresses and networks (CIDR) that requests with it may come from; without it, those of the caller's own key.
+    pub allowed_ips: Option<Vec<AddressRange>>,
     pub expires_at: Option<Timestamp>,
     pub expires_in_days: Option<u32>,
     /// Confines the key to a workspace.
@@ -322,6 +327,83 @@ pub struct UpdateApiKey {
     pub name: Option<String>,
     pub scopes: Option<Vec<String>>,
     pub status: Option<KeyStatus>,
+    /// Replaces the list; an empty one lets requests come from anywhere.
+    pub allowed_ips: Option<Vec<AddressRange>>,
+}
+
+word_enum!(
+    /// What happened to an API key.
+    KeyEventKind {
+        Created = "created",
+        /// It has another name, other scopes or other addresses.
+        Changed = "changed",
+        Rotated = "rotated",
+        Disabled = "disabled",
+        Enabled = "enabled",
+        /// A request came from an address that it may not be used from; told once a minute for each address.
+        Refused = "refused",
+    }
+);
+
+/// Something that happened to an API key.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyEvent {
+    pub id: KeyEventId,
+    pub api_key_id: ApiKeyId,
+    #[serde(rename = "type")]
+    pub kind: KeyEventKind,
+    /// Who did it, and with which key; null where it was nobody who may.
+    pub user_id: Option<UserId>,
+    pub actor_key_id: Option<ApiKeyId>,
+    /// Where the request came from, as far as that is known.
+    #[schema(value_type = Option<String>)]
+    pub ip_address: Option<IpAddr>,
+    /// What is so since then, of what was changed.
+    pub details: Map<String, Value>,
+    pub created_at: Timestamp,
+}
+
+/// Query of `GET /api-keys/{kid}/events`.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct KeyEventsQuery {
+    /// 1 to 200 (50).
+    pub limit: Option<u32>,
+    /// `created`, `changed`, `rotated`, `disabled`, `enabled` or `refused`.
+    #[serde(rename = "type")]
+    #[param(rename = "type")]
+    pub kind: Option<String>,
+}
+
+/// Scopes under a name.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyPreset {
+    pub name: String,
+    pub scopes: Vec<String>,
+    pub description: Option<String>,
+    /// It comes with the server, and stays.
+    pub builtin: bool,
+    /// Null for those that come with the server.
+    pub created_at: Option<Timestamp>,
+}
+
+/// Body of `POST /api-keys/presets`.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct MakeKeyPreset {
+    /// Required.
+    pub name: Option<String>,
+    /// Required.
+    pub scopes: Option<Vec<String>>,
+    pub description: Option<String>,
+}
+
+/// Answer of `DELETE /api-keys/presets/{name}`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct KeyPresetRemoved {
+    pub name: String,
+    /// Always true.
+    pub deleted: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize, IntoParams)]

@@ -28,6 +28,13 @@ impl Timestamp {
     pub fn as_seconds(self) -> i64 {
         self.0.as_second()
     }
+
+    /// The first moment of its month, in UTC.
+    pub fn start_of_month(self) -> Self {
+        let text = self.to_string();
+        let month = text.get(..7).map(|month| format!("{month}-01T00:00:00Z"));
+        month.and_then(|month| month.parse().ok()).unwrap_or(self)
+    }
 }
 
 impl std::str::FromStr for Timestamp {

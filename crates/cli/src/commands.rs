@@ -6,11 +6,11 @@ use anyhow::Context;
 use camino::Utf8PathBuf;
 use clap::Args;
 use reqwest::Method;
-use roost_api::{Computer, ComputerUrls, Deleted, LogEntry, Logs, Status, StreamToken};
+use roost_api::{Computer, ComputerUrls, Deleted, LogEntry, Logs, Setup, SetupStatus, Status, StreamToken};
 use serde_json::json;
 
 use crate::client::Client;
-use crate::output::{print_json, print_line, progress, table};
+use crate::output::{print_json, print_line, print_raw, progress, table};
 use crate::stream::Stream;
 
 #[derive(Debug, Args)]
@@ -32,6 +32,12 @@ pub(crate) struct CreateArgs {
     /// An app to install once it runs, from `roost app catalog`; may be given several times
     #[arg(long = "app", value_name = "APP")]
     apps: Vec<String>,
+    /// A script to run in it once; `roost setup` shows how it went
+    #[arg(long, value_name = "FILE")]
+    setup: Option<Utf8PathBuf>,
+    /// Stop it so many seconds after each start, used or not
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
     /// Return at once instead of waiting until it runs
     #[arg(long)]
     no_wait: bool,
@@ -100,8 +106,16 @@ pub(crate) struct LogsArgs {
 }
 
 pub(crate) async fn create(client: &Client, args: CreateArgs, json: bool) -> anyhow::Result<()> {
+    let setup = match &args.setup {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path);
+            Some(text.with_context(|| format!("failed to read the script {path}"))?)
+        }
+    };
     let body = json!({
         "name": args.name, "template_type": args.template, "size": args.size, "selected_apps": args.apps,
+        "setup_file": setup, "timeout_sec": args.timeout,
     });
     if args.no_wait {
         let computer: Computer = client.call(Method::POST, "/computers", Some(&body)).await?;
@@ -123,6 +137,29 @@ pub(crate) async fn create(client: &Client, args: CreateArgs, json: bool) -> any
         );
     }
     print_computer(&computer, json)
+}
+
+/// How the script of a computer went.
+pub(crate) async fn setup(client: &Client, args: &NameArg, json: bool) -> anyhow::Result<()> {
+    let computer = client.find(&args.name).await?;
+    let setup: Setup = client.call(Method::GET, &format!("/computers/{}/setup", computer.id), None).await?;
+    if json {
+        return print_json(&setup);
+    }
+    if let Some(output) = &setup.output {
+        print_raw(output)?;
+    }
+    let slug = &computer.slug;
+    match (setup.status, setup.exit_code, &setup.error) {
+        (None, _, _) => print_line(&format!("{slug} was made without a script")),
+        (Some(SetupStatus::Waiting), _, _) => print_line(&format!("{slug}: the script waits")),
+        (Some(SetupStatus::Running), _, _) => print_line(&format!("{slug}: the script runs")),
+        (Some(_), Some(code), _) => print_line(&format!("{slug}: the script ended with exit code {code}")),
+        (Some(_), None, why) => {
+            let why = why.as_deref().unwrap_or("no reason was reported");
+            print_line(&format!("{slug}: the script did not come to its end: {why}"))
+        }
+    }
 }
 
 pub(crate) async fn list(client: &Client, json: bool) -> anyhow::Result<()> {

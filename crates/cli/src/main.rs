@@ -12,6 +12,7 @@ mod image;
 mod machine;
 mod metering;
 mod output;
+mod quota;
 mod seal;
 mod serve;
 mod shell;
@@ -82,6 +83,8 @@ enum Command {
     Ssh(ssh::SshArgs),
     /// The proxy command for ssh and scp: `ProxyCommand roost ssh-proxy %h`
     SshProxy(ssh::SshProxyArgs),
+    /// Show how the script went that a computer was made with
+    Setup(commands::NameArg),
     /// List, install and start desktop programs
     #[command(subcommand)]
     App(app::AppCommand),
@@ -98,6 +101,9 @@ enum Command {
     /// Show and grant credits
     #[command(subcommand)]
     Credits(metering::CreditsCommand),
+    /// Show and limit what your end users may have
+    #[command(subcommand)]
+    Quota(quota::QuotaCommand),
     /// Make and list tenants (for the operator of a server)
     #[command(subcommand)]
     Tenant(tenancy::TenantCommand),
@@ -197,6 +203,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Port(args) => forward::port(client()?, &args, json).await?,
         Command::Ssh(args) => return ssh::ssh(&client()?, &args).await,
         Command::SshProxy(args) => return ssh::proxy(&client()?, &args).await,
+        Command::Setup(args) => commands::setup(&client()?, &args, json).await?,
         Command::App(command) => app::run(&client()?, &command, json).await?,
         Command::Screenshot(args) => commands::screenshot(&client()?, &args, json).await?,
         Command::Open(args) => commands::open(&client()?, &args, json).await?,
@@ -204,6 +211,7 @@ async fn run(command: Command, json: bool, server: &client::ServerArgs) -> anyho
         Command::Metrics(args) => metering::metrics(&client()?, &args, json).await?,
         Command::AutoStop(args) => metering::auto_stop(&client()?, &args, json).await?,
         Command::Credits(command) => metering::credits(&client()?, &command, json).await?,
+        Command::Quota(command) => quota::run(&client()?, &command, json).await?,
         Command::Tenant(command) => tenancy::tenant(&client()?, &command, json).await?,
         Command::User(command) => tenancy::user(&client()?, &command, json).await?,
         Command::Key(command) => tenancy::key(&client()?, &command, json).await?,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use clap::Args;
-use roost_api::{MicroCredits, NotARegion, Price, Prices, RegionName, Size};
+use roost_api::{AddressRange, MicroCredits, NotARegion, Price, Prices, RegionName, Size};
 use roost_control::{
     Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Regions, Sharing,
     StreamKey, Templates,
@@ -80,6 +80,12 @@ pub(crate) struct ServeArgs {
     /// Origin whose web pages may call the API, such as https://app.example.org, or * for every one; may be repeated
     #[arg(long = "cors-origin", env = "ROOST_CORS_ORIGIN", value_delimiter = ',', value_name = "ORIGIN")]
     cors_origins: Vec<Origin>,
+
+    /// Address or network (CIDR) of a proxy in front of this server, whose X-Forwarded-For is believed; may be repeated
+    ///
+    /// It decides from where API keys that are limited to addresses may be used.
+    #[arg(long = "trusted-proxy", env = "ROOST_TRUSTED_PROXY", value_delimiter = ',', value_name = "CIDR")]
+    trusted_proxies: Vec<AddressRange>,
 
     /// Let webhooks lead to http addresses, and to whatever this host reaches
     #[arg(long, env = "ROOST_WEBHOOKS_ANYWHERE")]
@@ -212,6 +218,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         domain,
         rate_limit: args.rate_limit.map(RateLimit::per_minute).map(Arc::new),
         cors_origins: args.cors_origins,
+        trusted_proxies: args.trusted_proxies,
     })?;
 
     tracing::info!(%address, data = %data, version = env!("CARGO_PKG_VERSION"), "serving");

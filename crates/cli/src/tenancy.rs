@@ -4,7 +4,8 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use roost_api::{
-    ApiKey, ApiKeyWithSecret, Data, Identity, Removed, Tenant, User, Workspace, WorkspaceMember,
+    AddressRange, ApiKey, ApiKeyWithSecret, Data, Identity, KeyEvent, Removed, Tenant, TransferredComputers,
+    User, Workspace, WorkspaceMember, WorkspacePolicy,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -94,6 +95,18 @@ pub(crate) enum KeyCommand {
         /// Id, name or first characters
         key: String,
     },
+    /// Say from which addresses a key may be used
+    Allow {
+        /// Id, name or first characters
+        key: String,
+        /// Addresses and networks, such as 203.0.113.7 and 10.0.0.0/8 [default: every address]
+        ranges: Vec<AddressRange>,
+    },
+    /// Show what happened to a key, newest first
+    Events {
+        /// Id, name or first characters
+        key: String,
+    },
     /// End API keys
     #[command(alias = "rm")]
     Delete {
@@ -113,6 +126,12 @@ pub(crate) struct KeyCreateArgs {
     /// What it may do, such as computers:read; may be repeated [default: everything you may]
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
+    /// Scopes under a name, such as read-only
+    #[arg(long, value_name = "PRESET", conflicts_with = "scopes")]
+    preset: Option<String>,
+    /// Address or network from which it may be used; may be repeated [default: as your own key]
+    #[arg(long = "from", value_name = "CIDR")]
+    ranges: Vec<AddressRange>,
     /// Slug or id of a workspace outside of which it reaches nothing
     #[arg(long, value_name = "WORKSPACE")]
     workspace: Option<String>,
@@ -159,12 +178,51 @@ pub(crate) enum WorkspaceCommand {
         /// E-mail address, name or id of the user
         user: String,
     },
+    /// Show what may be in a workspace, or say it with the options
+    Policy(PolicyArgs),
+    /// Bring computers of a workspace to another one, all or none
+    Transfer {
+        /// Slug or id of the workspace they are in
+        workspace: String,
+        /// Slug or id of the one they go to
+        target: String,
+        /// Ids of the computers
+        #[arg(required = true)]
+        computers: Vec<String>,
+    },
     /// Delete a workspace; its computers go to the default one
     #[command(alias = "rm")]
     Delete {
         /// Slug or id
         workspace: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArgs {
+    /// Slug or id
+    workspace: String,
+    /// Let everything be in it again
+    #[arg(long, conflicts_with_all = ["sizes", "regions", "computers", "running", "storage", "auto_stop"])]
+    clear: bool,
+    /// A size that computers may have; may be repeated
+    #[arg(long = "size", value_name = "SIZE")]
+    sizes: Vec<String>,
+    /// A region that computers may be in; may be repeated
+    #[arg(long = "region", value_name = "REGION")]
+    regions: Vec<String>,
+    /// How many computers
+    #[arg(long, value_name = "N")]
+    computers: Option<u32>,
+    /// How many of them at a time
+    #[arg(long, value_name = "N")]
+    running: Option<u32>,
+    /// How many GiB their disks may grow to together
+    #[arg(long, value_name = "GIB")]
+    storage: Option<u32>,
+    /// Idle seconds after which computers stop that are made without a limit
+    #[arg(long, value_name = "SECONDS")]
+    auto_stop: Option<u32>,
 }
 
 pub(crate) async fn tenant(client: &Client, command: &TenantCommand, json: bool) -> anyhow::Result<()> {
@@ -277,6 +335,30 @@ pub(crate) async fn key(client: &Client, command: &KeyCommand, json: bool) -> an
             }
             print_secret(&found.name, &made)
         }
+        KeyCommand::Allow { key, ranges } => {
+            let found = find_key(client, key).await?;
+            let body = json!({ "allowed_ips": ranges });
+            let path = format!("/api-keys/{}", found.id);
+            let changed: ApiKey = data(client, Method::PATCH, &path, Some(&body)).await?;
+            if json {
+                return print_json(&changed);
+            }
+            let ranges: Vec<String> = changed.allowed_ips.iter().map(AddressRange::to_string).collect();
+            let ranges = if ranges.is_empty() { "anywhere".to_owned() } else { ranges.join(", ") };
+            print_line(&format!("{}: may be used from {ranges}", changed.name))
+        }
+        KeyCommand::Events { key } => {
+            let found = find_key(client, key).await?;
+            let path = format!("/api-keys/{}/events?limit=200", found.id);
+            let events: Vec<KeyEvent> = data(client, Method::GET, &path, None).await?;
+            let row = |event: &KeyEvent| {
+                let details =
+                    if event.details.is_empty() { String::new() } else { json!(event.details).to_string() };
+                let from = event.ip_address.map(|address| address.to_string()).unwrap_or_default();
+                vec![event.created_at.to_string(), event.kind.as_str().to_owned(), from, details]
+            };
+            print_list(&events, &["TIME (UTC)", "WHAT", "FROM", "NOW"], row, "nothing happened yet", json)
+        }
         KeyCommand::Delete { keys } => {
             for name in keys {
                 let found = find_key(client, name).await?;
@@ -296,8 +378,11 @@ async fn create_key(client: &Client, args: &KeyCreateArgs, json: bool) -> anyhow
     };
     let mut body = json!({
         "name": args.name, "key_type": args.kind, "workspace_id": workspace,
-        "external_user_id": args.external_user, "expires_in_days": args.days,
+        "external_user_id": args.external_user, "expires_in_days": args.days, "preset": args.preset,
     });
+    if !args.ranges.is_empty() {
+        body["allowed_ips"] = json!(args.ranges);
+    }
     if !args.scopes.is_empty() {
         body["scopes"] = json!(args.scopes);
     }
@@ -362,6 +447,18 @@ pub(crate) async fn workspace(client: &Client, command: &WorkspaceCommand, json:
             let removed: Removed = client.call(Method::DELETE, &path, None).await?;
             print_removed(&found.name, &removed, json)
         }
+        WorkspaceCommand::Policy(args) => policy(client, args, json).await,
+        WorkspaceCommand::Transfer { workspace, target, computers } => {
+            let (source, target) =
+                (find_workspace(client, workspace).await?, find_workspace(client, target).await?);
+            let body = json!({ "resource_ids": computers, "target_workspace_id": target.id });
+            let path = format!("/workspaces/{}/transfer", source.id);
+            let done: TransferredComputers = data(client, Method::POST, &path, Some(&body)).await?;
+            if json {
+                return print_json(&done);
+            }
+            print_line(&format!("{} computers are in {} now", done.transferred.len(), target.slug))
+        }
         WorkspaceCommand::Delete { workspace } => {
             let found = find_workspace(client, workspace).await?;
             let removed: Removed =
@@ -369,6 +466,50 @@ pub(crate) async fn workspace(client: &Client, command: &WorkspaceCommand, json:
             print_removed(&found.slug, &removed, json)
         }
     }
+}
+
+async fn policy(client: &Client, args: &PolicyArgs, json: bool) -> anyhow::Result<()> {
+    let path = format!("/workspaces/{}/policy", find_workspace(client, &args.workspace).await?.id);
+    // What is not named stays as it is: the route takes a policy as a whole.
+    let mut set: WorkspacePolicy = data(client, Method::GET, &path, None).await?;
+    let before = set.clone();
+    set.allowed_sizes = parsed_or(&args.sizes, set.allowed_sizes)?;
+    set.allowed_regions = parsed_or(&args.regions, set.allowed_regions)?;
+    set.max_computers = args.computers.or(set.max_computers);
+    set.max_concurrent = args.running.or(set.max_concurrent);
+    set.max_storage_gb = args.storage.or(set.max_storage_gb);
+    set.default_auto_stop_seconds = args.auto_stop.or(set.default_auto_stop_seconds);
+    let now: WorkspacePolicy = match () {
+        () if args.clear => data(client, Method::DELETE, &path, None).await?,
+        () if set != before => data(client, Method::PUT, &path, Some(&json!(set))).await?,
+        () => set,
+    };
+    if json {
+        return print_json(&now);
+    }
+    let now = json!(now);
+    let rows: Vec<Vec<String>> = now
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(name, value)| vec![name.clone(), value.to_string()])
+        .collect();
+    if rows.is_empty() {
+        return print_line("everything may be in it");
+    }
+    print_line(&table(&["LIMIT", "IS"], &rows))
+}
+
+/// What the command line names, else what there is.
+fn parsed_or<T: DeserializeOwned>(
+    named: &[String],
+    otherwise: Option<Vec<T>>,
+) -> anyhow::Result<Option<Vec<T>>> {
+    if named.is_empty() {
+        return Ok(otherwise);
+    }
+    Ok(Some(serde_json::from_value(json!(named))?))
 }
 
 impl OfTenant {

@@ -9,11 +9,12 @@
 //!   scopes of the key          computers:read, computers:write, usage:read           403 insufficient_scope
 //! ```
 //!
-//! They are asked in this order. External ids of the caller's own never decide about access, except that a key can be
+//! A key that is limited to addresses opens nothing from anywhere else (403), and makes none that does. They are asked
+//! in this order. External ids of the caller's own never decide about access, except that a key can be
 //! confined to one of them. An **operator** is an administrator of the server's first tenant, with a key of the kind
 //! `admin`: the only one who sees other tenants.
 
-use roost_api::{ErrorCode, KeyKind, Role, TenantId, UserId, WorkspaceId, WorkspaceRole};
+use roost_api::{AddressRange, ErrorCode, KeyKind, Role, TenantId, UserId, WorkspaceId, WorkspaceRole};
 use roost_store::{
     Caller, ComputerRecord, KeyRecord, Reach, SnapshotRecord, UserRecord, WebhookRecord, WorkspaceRecord,
 };
@@ -248,6 +249,21 @@ pub(crate) fn sees_accounts(caller: &Caller) -> Result<(), Failure> {
     if caller.confinement.is_none() { Ok(()) } else { Err(confined()) }
 }
 
+/// What end users may have is set by administrators of the tenant; a key that is confined to one shows them theirs.
+pub(crate) fn check_quota(caller: &Caller, external_user: &str, act: Act) -> Result<(), Failure> {
+    let confinement = &caller.confinement;
+    if caller.role.is_administrator() && confinement.is_none() {
+        return Ok(());
+    }
+    let is_their_own =
+        confinement.workspace.is_none() && confinement.external_user.as_deref() == Some(external_user);
+    if act == Act::Read && is_their_own {
+        return Ok(());
+    }
+    let message = "quotas are for administrators of the tenant, with a key that is not confined";
+    Err(Failure::new(ErrorCode::Forbidden, message))
+}
+
 /// A webhook is told of what its maker may see. Memberships change, so a member listens to one workspace, with a key
 /// that is confined to it.
 pub(crate) fn may_make_webhooks(caller: &Caller) -> Result<(), Failure> {
@@ -268,6 +284,15 @@ pub(crate) fn check_webhook(caller: &Caller, webhook: &WebhookRecord) -> Result<
     let is_inside = caller.confinement.is_none() || webhook.confinement == caller.confinement;
     let is_theirs = caller.role.is_administrator() || webhook.user == Some(caller.user);
     if is_inside && is_theirs { Ok(()) } else { Err(Denied::NotMember) }
+}
+
+/// Presets are everybody's in the tenant.
+pub(crate) fn may_make_presets(caller: &Caller) -> Result<(), Failure> {
+    if caller.role.is_administrator() && caller.confinement.is_none() {
+        return Ok(());
+    }
+    let message = "presets are made by administrators of the tenant, with a key that is not confined";
+    Err(Failure::new(ErrorCode::Forbidden, message))
 }
 
 pub(crate) fn confined() -> Failure {
@@ -297,6 +322,7 @@ pub(crate) fn may_mint(
     user: &UserRecord,
     kind: KeyKind,
     scopes: &[String],
+    allowed_ips: &[AddressRange],
 ) -> Result<(), Failure> {
     let forbidden = |message: &str| Err(Failure::new(ErrorCode::Forbidden, message));
     if !caller.confinement.is_none() {
@@ -317,6 +343,10 @@ pub(crate) fn may_mint(
         if scopes.iter().any(|wanted| scope.is_granted_by(wanted)) {
             require_scope(caller, scope)?;
         }
+    }
+    let is_inside = |range: &AddressRange| caller.allowed_ips.iter().any(|own| own.includes(range));
+    if !caller.allowed_ips.is_empty() && (allowed_ips.is_empty() || !allowed_ips.iter().all(is_inside)) {
+        return forbidden("the key would be good from more addresses than the one this was asked with");
     }
     Ok(())
 }
@@ -341,6 +371,8 @@ mod tests {
             scopes: Scope::ALL.map(|scope| scope.as_str().to_owned()).to_vec(),
             memberships: Vec::new(),
             confinement: Confinement::default(),
+            allowed_ips: Vec::new(),
+            address: None,
             expires_at: None,
             is_operator: false,
             default_workspace: None,
@@ -424,7 +456,7 @@ mod tests {
             created_at: roost_api::Timestamp::EPOCH,
         };
         let all = ["*".to_owned()];
-        let may = |caller: &Caller, user: &UserRecord, kind| may_mint(caller, user, kind, &all).is_ok();
+        let may = |caller: &Caller, user: &UserRecord, kind| may_mint(caller, user, kind, &all, &[]).is_ok();
 
         let member = caller(tenant, Role::Member);
         let himself = user(&member, Role::Member);
@@ -432,7 +464,12 @@ mod tests {
         assert!(!may(&member, &himself, KeyKind::Admin) && !may(&member, &himself, KeyKind::Platform));
         let narrow = Caller { scopes: vec!["computers:read".to_owned()], ..member.clone() };
         assert!(!may(&narrow, &himself, KeyKind::User));
-        assert!(may_mint(&narrow, &himself, KeyKind::User, &["computers:read".to_owned()]).is_ok());
+        assert!(may_mint(&narrow, &himself, KeyKind::User, &["computers:read".to_owned()], &[]).is_ok());
+        let ranges = |text: &str| vec![text.parse::<AddressRange>().unwrap()];
+        let limited = Caller { allowed_ips: ranges("10.0.0.0/8"), ..member.clone() };
+        let from =
+            |ranges: &[AddressRange]| may_mint(&limited, &himself, KeyKind::User, &all, ranges).is_ok();
+        assert!(from(&ranges("10.1.0.0/16")) && !from(&ranges("0.0.0.0/0")) && !from(&[]));
         let only = Confinement { workspace: None, external_user: Some("ann".to_owned()) };
         assert!(!may(&Caller { confinement: only, ..member.clone() }, &himself, KeyKind::User));
 

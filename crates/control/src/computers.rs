@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use crate::access::{self, Act};
 use crate::catalog::DESKTOP;
 use crate::places::external_id;
+use crate::setup::setup_status;
 use crate::slug::slugify;
 use crate::status::status;
 use crate::workflow::{Handle, Start};
@@ -42,7 +43,10 @@ impl Created {
 
 impl Control {
     pub async fn create(&self, caller: &Caller, mut request: CreateComputer) -> Result<Created, Failure> {
-        self.name_customer(caller, &mut request)?;
+        let CreateComputer { external_workspace_id, external_user_id, external_project_id, .. } =
+            &mut request;
+        let user = customer(caller, [external_workspace_id, external_user_id, external_project_id])?;
+        request.external_user_id = user;
         let missing = || ApiError::new(ErrorCode::MissingParam, "name is required");
         let name =
             request.name.as_deref().map(str::trim).filter(|name| !name.is_empty()).ok_or_else(missing)?;
@@ -66,8 +70,10 @@ impl Control {
         self.admit(&region, if warm.is_some() { Start::Warm } else { Start::Booted }).await?;
         let id = ComputerId::new();
         let env = self.new_variables(caller.tenant, id, &request.env.clone().unwrap_or_default())?;
+        let setup = self.new_setup(caller.tenant, id, request.setup_file.take())?;
         let always_on = request.always_on.unwrap_or(false);
         let (workspace_id, project_id) = self.place(caller, &request).await?;
+        let auto_stop = self.inner.store.effective_policy(workspace_id).await?.default_auto_stop_seconds;
         let new = NewComputer {
             id,
             tenant_id: caller.tenant,
@@ -85,7 +91,8 @@ impl Control {
             selected_apps: app_catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?,
             metadata: metadata(request.metadata)?,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
-            auto_stop: if always_on { 0 } else { request.idle_timeout_sec.unwrap_or(0) },
+            auto_stop: if always_on { 0 } else { request.idle_timeout_sec.or(auto_stop).unwrap_or(0) },
+            timeout: request.timeout_sec.unwrap_or(0),
             always_on,
             disk_gib: size.disk_gib(),
             region,
@@ -93,6 +100,7 @@ impl Control {
             layer: None,
             last_snapshot: None,
             env,
+            setup,
         };
         let (record, workflow) = self.inner.store.insert_computer(&new).await?;
         tracing::info!(computer = %record.id, slug = record.slug, size = size.as_str(), "created");
@@ -185,24 +193,6 @@ impl Control {
         Ok(record)
     }
 
-    /// The external ids of a new computer. A key that is confined to an end user makes computers of theirs only.
-    fn name_customer(&self, caller: &Caller, request: &mut CreateComputer) -> Result<(), Failure> {
-        for (field, id) in [
-            ("external_workspace_id", &mut request.external_workspace_id),
-            ("external_user_id", &mut request.external_user_id),
-            ("external_project_id", &mut request.external_project_id),
-        ] {
-            *id = external_id(field, id.take())?;
-        }
-        if let Some(only) = &caller.confinement.external_user {
-            if request.external_user_id.as_ref().is_some_and(|id| id != only) {
-                return Err(access::confined());
-            }
-            request.external_user_id = Some(only.clone());
-        }
-        Ok(())
-    }
-
     pub async fn update(&self, id: ComputerId, request: UpdateComputer) -> Result<ComputerRecord, Failure> {
         let name = request.name.as_deref().map(str::trim);
         if let Some(name) = name {
@@ -218,6 +208,7 @@ impl Control {
             visibility: request.visibility,
             always_on: request.always_on,
             auto_stop: None,
+            timeout: request.timeout_sec.map(Option::unwrap_or_default),
         };
         let record = self.inner.store.change_computer(id, &change).await?;
         self.inner.hub.notify(id);
@@ -423,6 +414,9 @@ impl Control {
             agent_status: None,
             resolution: "1280x720".to_owned(),
             auto_stop: record.auto_stop,
+            timeout_sec: Some(record.timeout).filter(|seconds| *seconds > 0),
+            timeout_remaining_ms: self.remaining_ms(record),
+            setup_status: record.setup.map(setup_status),
             region: Some(record.region.to_string()),
             metadata: record.metadata.clone(),
             visibility: record.visibility,
@@ -436,6 +430,20 @@ impl Control {
             ready_at: record.ready_at,
             destroyed_at: None,
         }
+    }
+}
+
+/// Makes the external ids of a new computer (of a workspace, a user, a project) what they are to be, and answers whose
+/// it is. A key that is confined to an end user makes computers of theirs only.
+pub(crate) fn customer(caller: &Caller, ids: [&mut Option<String>; 3]) -> Result<Option<String>, Failure> {
+    let [workspace, user, project] = ids;
+    *workspace = external_id("external_workspace_id", workspace.take())?;
+    *user = external_id("external_user_id", user.take())?;
+    *project = external_id("external_project_id", project.take())?;
+    match &caller.confinement.external_user {
+        Some(only) if user.as_ref().is_some_and(|id| id != only) => Err(access::confined()),
+        Some(only) => Ok(Some(only.clone())),
+        None => Ok(user.clone()),
     }
 }
 

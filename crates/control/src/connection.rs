@@ -1,5 +1,7 @@
 //! The desktop stream: its addresses, and the tokens that open it.
 
+use std::net::IpAddr;
+
 use roost_api::{
     ApiError, ComputerId, ComputerUrls, DesktopSession, Embed, EmbedQuery, ErrorCode, NamedUrl, Status,
     StreamToken, StreamTokenRequest, Timestamp, VncCredentials,
@@ -185,6 +187,7 @@ impl Control {
         id: ComputerId,
         token: Option<&str>,
         bearer: Option<&str>,
+        from: Option<IpAddr>,
     ) -> Result<(ComputerRecord, StreamRights), Failure> {
         match token.or(bearer.filter(|text| text.starts_with("rst_"))) {
             Some(token) => {
@@ -198,7 +201,7 @@ impl Control {
                 Ok((self.record(id).await?, access.rights))
             }
             None => {
-                let caller: Caller = self.authenticate(bearer).await?;
+                let caller: Caller = self.authenticate(bearer, from).await?;
                 let record = self.get_for(&caller, id, Act::Read).await?;
                 let rights = match access::check(&caller, &record, Act::Write) {
                     Ok(()) => StreamRights::Control,

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use roost_api::{
     ApiError, ComputerId, CreditBalance, CreditTransaction, CreditTransactions, CreditUsage, ErrorCode,
-    GrantCredits, MicroCredits, PageMeta, PageQuery, Prices, SessionsQuery, Size, TenantId, Timestamp,
+    Event, GrantCredits, MicroCredits, PageMeta, PageQuery, Prices, SessionsQuery, Size, TenantId, Timestamp,
     UsageGroup, UsageQuery, UsageReport, UsageSession, UsageSessions, UsageSummary,
 };
-use roost_store::{Caller, ComputerFilter, RunFilter, RunRecord, TransactionRecord};
+use roost_store::{
+    Caller, ComputerFilter, EventScope, RunFilter, RunRecord, Spent, TransactionRecord, Unpaid,
+};
 
 use crate::access;
 use crate::computers::filter_id;
@@ -108,15 +110,14 @@ impl Control {
     pub async fn meter(&self) -> Result<(), Failure> {
         let unpaid = self.inner.store.meter().await?;
         self.inner.hub.wake();
-        for computer in unpaid {
+        for Unpaid { computer, spent } in unpaid {
             let stopping = self.inner.meter.stopping.clone();
             if !stopping.lock().unwrap_or_else(PoisonError::into_inner).insert(computer) {
                 continue;
             }
             let control = self.clone();
             tokio::spawn(async move {
-                tracing::info!(%computer, "its tenant has no credits left: it is being stopped");
-                if let Err(failure) = control.stop(computer).await {
+                if let Err(failure) = control.stop_unpaid(computer, spent).await {
                     let failure = &failure as &dyn std::error::Error;
                     tracing::warn!(%computer, failure, "it was not stopped; it is looked at again in a minute");
                 }
@@ -124,6 +125,21 @@ impl Control {
             });
         }
         Ok(())
+    }
+
+    async fn stop_unpaid(&self, computer: ComputerId, spent: Spent) -> Result<(), Failure> {
+        match spent {
+            // The tenant was told of that as a whole.
+            Spent::Credits => {
+                tracing::info!(%computer, "its tenant has no credits left: it is being stopped")
+            }
+            Spent::Quota(most) => {
+                tracing::info!(%computer, "its end user has spent their quota: it is being stopped");
+                let scope = EventScope::of(&self.record(computer).await?);
+                self.emit(&scope, &Event::QuotaExhausted { max_credit_cents: most.floor() }).await?;
+            }
+        }
+        self.stop(computer).await.map(drop)
     }
 
     pub async fn credit_balance(&self, caller: &Caller) -> Result<CreditBalance, Failure> {
@@ -293,15 +309,16 @@ impl Control {
     fn period(&self, query: &UsageQuery) -> Result<(Timestamp, Timestamp), ApiError> {
         let now = self.inner.store.now();
         let (start, end) = match query.period.as_deref() {
-            None | Some("" | "month-to-date") => (month_of(now), after(now)),
+            None | Some("" | "month-to-date") => (now.start_of_month(), after(now)),
             Some("7d") => (days_before(now, 7), after(now)),
             Some("30d") => (days_before(now, 30), after(now)),
             Some(month) => {
                 let problem = "not 7d, 30d, month-to-date or a month such as 2026-05";
-                let begin = |month: &str| format!("{month}-01T00:00:00Z").parse().ok().map(month_of);
+                let begin =
+                    |month: &str| format!("{month}-01T00:00:00Z").parse().ok().map(Timestamp::start_of_month);
                 let start = begin(month).ok_or_else(|| ApiError::field("period", problem))?;
                 // Every month has a day that is 31 days after its first, in the next month.
-                (start, month_of(days_before(start, -31)))
+                (start, days_before(start, -31).start_of_month())
             }
         };
         let given = |a: &Option<String>, b: &Option<String>| a.clone().or(b.clone());
@@ -371,13 +388,6 @@ fn after(time: Timestamp) -> Timestamp {
     Timestamp::from_micros(time.as_micros().saturating_add(1)).unwrap_or(time)
 }
 
-/// The first moment of its month, in UTC.
-fn month_of(time: Timestamp) -> Timestamp {
-    let text = time.to_string();
-    let month = text.get(..7).map(|month| format!("{month}-01T00:00:00Z"));
-    month.and_then(|month| month.parse().ok()).unwrap_or(time)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -385,10 +395,10 @@ mod tests {
     #[test]
     fn months() {
         let time = |text: &str| text.parse::<Timestamp>().unwrap();
-        assert_eq!(month_of(time("2026-02-28T23:59:59.5Z")), time("2026-02-01T00:00:00Z"));
+        assert_eq!(time("2026-02-28T23:59:59.5Z").start_of_month(), time("2026-02-01T00:00:00Z"));
         for (month, next) in [("2026-02", "2026-03"), ("2024-02", "2024-03"), ("2026-12", "2027-01")] {
             let first = time(&format!("{month}-01T00:00:00Z"));
-            assert_eq!(month_of(days_before(first, -31)), time(&format!("{next}-01T00:00:00Z")));
+            assert_eq!(days_before(first, -31).start_of_month(), time(&format!("{next}-01T00:00:00Z")));
         }
     }
 }

@@ -147,7 +147,17 @@ impl Control {
             stdin: request.stdin.is_some(),
             ..ExecCommand::shell(&line)
         };
-        let ran = self.patiently(id, command, request.stdin, Collect::apart()).await?;
+        self.run_apart(id, command, request.stdin).await
+    }
+
+    /// Runs a command to its end, with its streams apart.
+    pub(crate) async fn run_apart(
+        &self,
+        id: ComputerId,
+        command: ExecCommand,
+        stdin: Option<String>,
+    ) -> Result<CommandResult, Failure> {
+        let ran = self.patiently(id, command, stdin, Collect::apart()).await?;
         Ok(CommandResult {
             stdout: text(ran.collected.stdout),
             stderr: text(ran.collected.stderr),

@@ -77,7 +77,10 @@ impl From<StoreError> for Failure {
             let message = "the request holds a NUL character, which cannot be stored; leave it out";
             return Self { public: ApiError::new(ErrorCode::ValidationFailed, message), source: None };
         }
-        Self::internal(source)
+        match source {
+            StoreError::Limit { reached } => crate::quotas::reached(&reached).into(),
+            source => Self::internal(source),
+        }
     }
 }
 

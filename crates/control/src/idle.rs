@@ -1,4 +1,5 @@
-//! Auto-stop: a computer that nobody has used for its limit is stopped, with its memory.
+//! Auto-stop: a computer that nobody has used for its limit is stopped, with its memory; so is one that has run for as
+//! long as it may.
 //!
 //! **What is use.** Every call to the guest on a user's behalf ([`crate::guest`]): commands for as long as they run,
 //! and every frame of tunnels, screens and terminals. A start is, and so is a change of the limit. Reading status,
@@ -9,6 +10,9 @@
 //! computer early nor forgets it: the true last use was at most [`WRITE_EVERY`] after the one in the row, so that
 //! much is added; and as the streams that were open have been cut, clients get [`GRACE`] (or the limit, where that
 //! is shorter) from the start of the server to come back.
+//!
+//! **How long it may run** is counted by the clock, from its last start or restart, which is in its row: nothing moves
+//! that deadline but a change of the limit.
 //!
 //! **When.** One task waits for the nearest deadline, and is woken by changes of computers. Use only moves deadlines
 //! away, so it wakes nobody: the task looks again when the deadline it knew has come. Whether a computer is idle is
@@ -107,8 +111,18 @@ impl Idle {
         known.entry(computer).or_insert_with(|| Arc::new(new())).clone()
     }
 
-    /// When the computer has been idle for its limit, in microseconds; `None`: never.
-    fn deadline(&self, record: &ComputerRecord) -> Option<i64> {
+    /// When the computer is to be stopped, in microseconds, and why; `None`: never.
+    fn deadline(&self, record: &ComputerRecord) -> Option<(i64, Why)> {
+        let idle = self.idle_deadline(record).map(|at| (at, Why::Idle));
+        let life = life_deadline(record).map(|at| (at, Why::TimedOut));
+        match (idle, life) {
+            (Some(idle), Some(life)) => Some(if life.0 <= idle.0 { life } else { idle }),
+            (idle, life) => idle.or(life),
+        }
+    }
+
+    /// When it has been idle for its limit.
+    fn idle_deadline(&self, record: &ComputerRecord) -> Option<i64> {
         if record.auto_stop == 0 {
             return None;
         }
@@ -127,7 +141,28 @@ impl Idle {
     }
 }
 
+/// Why a computer is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Idle,
+    /// It has run for as long as it may.
+    TimedOut,
+}
+
+/// When it has run for as long as it may.
+fn life_deadline(record: &ComputerRecord) -> Option<i64> {
+    let limit = i64::from(record.timeout).checked_mul(1_000_000).filter(|limit| *limit > 0)?;
+    let started = record.started_at.unwrap_or(record.created_at).as_micros();
+    Some(started.saturating_add(limit))
+}
+
 impl Control {
+    /// How long a computer that runs may run on.
+    pub(crate) fn remaining_ms(&self, record: &ComputerRecord) -> Option<i64> {
+        let deadline = life_deadline(record).filter(|_| status(record) == Status::Running)?;
+        Some(deadline.saturating_sub(Timestamp::now().as_micros()).max(0) / 1000)
+    }
+
     pub fn auto_stop(&self, record: &ComputerRecord) -> AutoStop {
         AutoStop::after(record.auto_stop)
     }
@@ -231,7 +266,7 @@ impl Control {
         let now = Timestamp::now().as_micros();
         let mut nearest: Option<i64> = None;
         for record in computers.iter().filter(|record| status(record) == Status::Running) {
-            let Some(deadline) = idle.deadline(record) else { continue };
+            let Some((deadline, _)) = idle.deadline(record) else { continue };
             let activity = idle.of(record.id);
             let mut deadline = deadline.max(activity.held_until.load(Ordering::SeqCst));
             if deadline <= now {
@@ -264,22 +299,25 @@ impl Control {
 
     async fn stop_if_idle(&self, id: ComputerId) -> Result<(), Failure> {
         let idle = &self.inner.idle;
+        let mut reason = Why::Idle;
         loop {
             let begun = self.inner.store.begin_workflow(id, WorkflowKind::Stop, None, |record| {
                 if record.intended.is_some_and(WorkflowKind::is_brief) {
                     return Err(NotNow::Moment);
                 }
-                let is_due = idle.deadline(record).is_some_and(|at| at <= Timestamp::now().as_micros());
-                if status(record) != Status::Running || !is_due {
-                    return Err(NotNow::InUse);
+                match idle.deadline(record).filter(|(at, _)| *at <= Timestamp::now().as_micros()) {
+                    Some((_, why)) if status(record) == Status::Running => {
+                        reason = why;
+                        Ok(())
+                    }
+                    Some(_) | None => Err(NotNow::InUse),
                 }
-                Ok(())
             });
             match begun.await? {
                 Begin::Begun(workflow) => {
                     self.inner.hub.notify(id);
                     // Told first: a stop is quick. After a crash in between it goes on all the same.
-                    if let Err(failure) = self.tell_auto_stopped(id).await {
+                    if let Err(failure) = self.tell_auto_stopped(id, reason).await {
                         let failure = &failure as &dyn std::error::Error;
                         tracing::error!(computer = %id, failure, "failed to record an auto-stop");
                     }
@@ -292,10 +330,18 @@ impl Control {
         }
     }
 
-    async fn tell_auto_stopped(&self, id: ComputerId) -> Result<(), Failure> {
+    async fn tell_auto_stopped(&self, id: ComputerId, why: Why) -> Result<(), Failure> {
         let record = self.record(id).await?;
-        tracing::info!(computer = %id, idle_seconds = record.auto_stop, "idle, and is being stopped");
-        let event = Event::AutoStopped { idle_seconds: record.auto_stop };
+        let event = match why {
+            Why::Idle => {
+                tracing::info!(computer = %id, idle_seconds = record.auto_stop, "idle, and is being stopped");
+                Event::AutoStopped { idle_seconds: record.auto_stop }
+            }
+            Why::TimedOut => {
+                tracing::info!(computer = %id, seconds = record.timeout, "has run long enough, and is being stopped");
+                Event::TimedOut { timeout_sec: record.timeout }
+            }
+        };
         self.emit(&EventScope::of(&record), &event).await
     }
 }

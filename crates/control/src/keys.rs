@@ -1,15 +1,17 @@
 //! API keys: 256 random bits, shown once, kept as SHA-256; and scoped tokens, which are keys for a while.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use roost_api::{
-    ApiError, ApiKey, ApiKeyId, ApiKeyWithSecret, CreateApiKey, CreateScopedToken, ErrorCode, KeyKind,
-    KeyStatus, ListKeys, ScopedToken, TenantId, Timestamp, UpdateApiKey, UserId, WorkspaceId,
+    AddressRange, ApiError, ApiKey, ApiKeyId, ApiKeyWithSecret, CreateApiKey, CreateScopedToken, ErrorCode,
+    KeyKind, KeyStatus, ListKeys, ScopedToken, TenantId, Timestamp, UpdateApiKey, UserId, WorkspaceId,
+    admits,
 };
-use roost_store::{Caller, Confinement, KeyChange, KeyForm, KeyRecord, NewKey, Store, UserRecord};
+use roost_store::{Caller, Confinement, KeyActor, KeyChange, KeyForm, KeyRecord, NewKey, Store, UserRecord};
 use sha2::{Digest, Sha256};
 
 use crate::access::{self, Denied, Scope};
@@ -19,6 +21,7 @@ use crate::{Control, Failure};
 
 const MOST_KEYS: usize = 1000;
 const MOST_SCOPES: usize = 50;
+const MOST_RANGES: usize = 100;
 const LONGEST_DAYS: u32 = 3650;
 const LONGEST_TOKEN: u32 = 86_400;
 const DEFAULT_TOKEN: u32 = 3600;
@@ -51,17 +54,22 @@ pub async fn first_key(store: &Store) -> Result<Option<AdminKey>, Failure> {
         form: KeyForm::Key,
         scopes: every_scope(),
         confinement: Confinement::default(),
+        allowed_ips: Vec::new(),
         expires_at: None,
         metadata: Default::default(),
     };
-    let inserted = store.insert_key(&new).await?;
+    let inserted = store.insert_key(&new, &KeyActor::default()).await?;
     Ok(inserted.map(|_| AdminKey { text }))
 }
 
 impl Control {
     /// Who an `Authorization` credential speaks for. Looking the hash up needs no constant-time compare:
     /// what a caller can time is the hash of a guess, not the key.
-    pub async fn authenticate(&self, credential: Option<&str>) -> Result<Caller, Failure> {
+    pub async fn authenticate(
+        &self,
+        credential: Option<&str>,
+        from: Option<IpAddr>,
+    ) -> Result<Caller, Failure> {
         let Some(credential) = credential else {
             return Err(Failure::new(
                 ErrorCode::InvalidToken,
@@ -69,10 +77,16 @@ impl Control {
             ));
         };
         let caller = self.inner.store.caller_by_key_hash(&hash(credential)).await?;
-        let caller = caller.map(|caller| self.with_operator(caller));
-        caller.ok_or_else(|| {
+        let caller = caller.map(|caller| self.with_operator(caller)).ok_or_else(|| {
             Failure::new(ErrorCode::InvalidToken, "the credential is unknown or no longer valid")
-        })
+        })?;
+        if !admits(&caller.allowed_ips, from) {
+            self.inner.store.record_refusal(caller.key, from).await?;
+            let from = from.map_or("an unknown address".to_owned(), |address| address.to_string());
+            let message = format!("the API key may not be used from {from}: its allowed_ips do not have it");
+            return Err(Failure::new(ErrorCode::Forbidden, message));
+        }
+        Ok(Caller { address: from, ..caller })
     }
 
     pub(crate) fn with_operator(&self, caller: Caller) -> Caller {
@@ -128,16 +142,17 @@ impl Control {
         if request.purpose.as_deref().is_some_and(|purpose| purpose != "api") {
             return Err(ApiError::field("purpose", "this server has keys for its API only: api").into());
         }
-        if request.allowed_ips.is_some_and(|addresses| !addresses.is_empty()) {
-            let problem = "not supported: where a request comes from is not looked at; leave it out";
-            return Err(ApiError::field("allowed_ips", problem).into());
-        }
-        let kind = request.key_type.unwrap_or(KeyKind::User);
-        let scopes = match request.scopes {
-            Some(scopes) => checked_scopes(scopes)?,
-            None => every_scope().into_iter().filter(|scope| caller_grants(caller, scope)).collect(),
+        let allowed_ips = match request.allowed_ips {
+            Some(ranges) => checked_ranges(ranges)?,
+            None => caller.allowed_ips.clone(),
         };
-        access::may_mint(caller, user, kind, &scopes)?;
+        let kind = request.key_type.unwrap_or(KeyKind::User);
+        let scopes = match (request.scopes, request.preset) {
+            (Some(scopes), _) => checked_scopes(scopes)?,
+            (None, Some(preset)) => self.preset(user.tenant, &preset).await?.scopes,
+            (None, None) => every_scope().into_iter().filter(|scope| caller_grants(caller, scope)).collect(),
+        };
+        access::may_mint(caller, user, kind, &scopes, &allowed_ips)?;
         let workspace = match request.workspace_id.as_deref() {
             None => None,
             Some(text) => Some(self.workspace_for_key(caller, user, text).await?),
@@ -166,11 +181,13 @@ impl Control {
             form: KeyForm::Key,
             scopes,
             confinement,
+            allowed_ips,
             // A key that ends leaves none behind that goes on.
             expires_at: earliest(expires_at, caller.expires_at),
             metadata: metadata(request.metadata)?,
         };
-        let record = self.inner.store.insert_key(&new).await?.ok_or_else(user_or_workspace_gone)?;
+        let record =
+            self.inner.store.insert_key(&new, &caller.into()).await?.ok_or_else(user_or_workspace_gone)?;
         tracing::info!(key = %record.id, user = %record.user, kind = kind.as_str(), "API key created");
         Ok(ApiKeyWithSecret { details: key_view(&record), key: text })
     }
@@ -243,35 +260,54 @@ impl Control {
             check_name(name)?;
         }
         let scopes = request.scopes.map(checked_scopes).transpose()?;
-        if let Some(scopes) = &scopes {
-            self.may_hold(caller, key, scopes).await?;
+        let allowed_ips = request.allowed_ips.map(checked_ranges).transpose()?;
+        if scopes.is_some() || allowed_ips.is_some() {
+            let scopes = scopes.as_ref().unwrap_or(&key.scopes);
+            let ranges = allowed_ips.as_ref().unwrap_or(&key.allowed_ips);
+            self.may_hold(caller, key, scopes, ranges).await?;
+        }
+        if key.id == caller.key && !allowed_ips.as_ref().is_none_or(|ranges| admits(ranges, caller.address)) {
+            let problem =
+                "does not have the address that this request comes from, which the key would shut out";
+            return Err(ApiError::field("allowed_ips", problem).into());
         }
         if request.status == Some(KeyStatus::Disabled) {
             self.leaves_an_operator(key).await?;
         }
-        let change =
-            KeyChange { name: name.map(str::to_owned), scopes, status: request.status, secret: None };
-        let changed = self.inner.store.change_key(key.tenant, key.id, &change).await?;
+        let change = KeyChange {
+            name: name.map(str::to_owned),
+            scopes,
+            status: request.status,
+            allowed_ips,
+            secret: None,
+        };
+        let changed = self.inner.store.change_key(key.tenant, key.id, &change, &caller.into()).await?;
         self.inner.callers.changed();
         Ok(key_view(&changed.ok_or_else(|| Denied::NotFound.about("API key"))?))
     }
 
     /// Gives a key another secret; the one before ends at once.
     pub async fn rotate_key(&self, caller: &Caller, key: &KeyRecord) -> Result<ApiKeyWithSecret, Failure> {
-        self.may_hold(caller, key, &key.scopes).await?;
+        self.may_hold(caller, key, &key.scopes, &key.allowed_ips).await?;
         let text = secret(key.form, key.kind)?;
         let change = KeyChange { secret: Some((prefix(&text), hash(&text))), ..KeyChange::default() };
-        let changed = self.inner.store.change_key(key.tenant, key.id, &change).await?;
+        let changed = self.inner.store.change_key(key.tenant, key.id, &change, &caller.into()).await?;
         self.inner.callers.changed();
         let changed = changed.ok_or_else(|| Denied::NotFound.about("API key"))?;
         tracing::info!(key = %key.id, "API key rotated");
         Ok(ApiKeyWithSecret { details: key_view(&changed), key: text })
     }
 
-    /// Whether the caller could have made this key with these scopes.
-    async fn may_hold(&self, caller: &Caller, key: &KeyRecord, scopes: &[String]) -> Result<(), Failure> {
+    /// Whether the caller could have made this key with these scopes and addresses.
+    async fn may_hold(
+        &self,
+        caller: &Caller,
+        key: &KeyRecord,
+        scopes: &[String],
+        allowed_ips: &[AddressRange],
+    ) -> Result<(), Failure> {
         let user = self.inner.store.user(key.tenant, key.user).await?.ok_or_else(user_or_workspace_gone)?;
-        access::may_mint(caller, &user, key.kind, scopes)?;
+        access::may_mint(caller, &user, key.kind, scopes, allowed_ips)?;
         let outlives = match (key.expires_at, caller.expires_at) {
             (_, None) => false,
             (None, Some(_)) => true,
@@ -347,7 +383,8 @@ impl Control {
             Some(scopes) => checked_scopes(scopes)?,
             None => caller.scopes.clone(),
         };
-        access::may_mint(caller, &user, KeyKind::User, &scopes)?;
+        let allowed_ips = caller.allowed_ips.clone();
+        access::may_mint(caller, &user, KeyKind::User, &scopes, &allowed_ips)?;
         let workspace = self.workspace_for_key(caller, &user, workspace).await?;
         self.inner.store.remove_ended_tokens().await?;
         let text = secret(KeyForm::Token, KeyKind::User)?;
@@ -362,10 +399,12 @@ impl Control {
             form: KeyForm::Token,
             scopes,
             confinement: Confinement { workspace: Some(workspace), external_user: None },
+            allowed_ips,
             expires_at: earliest(Some(until), caller.expires_at),
             metadata: Default::default(),
         };
-        let record = self.inner.store.insert_key(&new).await?.ok_or_else(user_or_workspace_gone)?;
+        let record =
+            self.inner.store.insert_key(&new, &caller.into()).await?.ok_or_else(user_or_workspace_gone)?;
         Ok(ScopedToken { id: record.id, token: text, expires_at: record.expires_at, scopes: record.scopes })
     }
 }
@@ -382,7 +421,7 @@ pub fn key_view(record: &KeyRecord) -> ApiKey {
         key_type: record.kind,
         key_purpose: "api".to_owned(),
         scopes: record.scopes.clone(),
-        allowed_ips: Vec::new(),
+        allowed_ips: record.allowed_ips.clone(),
         rate_limit_rpm: None,
         status: record.status,
         active: record.status == KeyStatus::Active,
@@ -395,7 +434,7 @@ pub fn key_view(record: &KeyRecord) -> ApiKey {
     }
 }
 
-fn every_scope() -> Vec<String> {
+pub(crate) fn every_scope() -> Vec<String> {
     Scope::ALL.iter().map(|scope| scope.as_str().to_owned()).collect()
 }
 
@@ -404,7 +443,7 @@ fn caller_grants(caller: &Caller, scope: &str) -> bool {
 }
 
 /// Well-formed scopes, each once. Those of things that this server does not have are kept, and open nothing.
-fn checked_scopes(scopes: Vec<String>) -> Result<Vec<String>, ApiError> {
+pub(crate) fn checked_scopes(scopes: Vec<String>) -> Result<Vec<String>, ApiError> {
     let is_word = |word: &str| {
         !word.is_empty()
             && word.len() <= 64
@@ -423,6 +462,13 @@ fn checked_scopes(scopes: Vec<String>) -> Result<Vec<String>, ApiError> {
     }
     let mut seen = BTreeSet::new();
     Ok(scopes.into_iter().filter(|scope| seen.insert(scope.clone())).collect())
+}
+
+fn checked_ranges(ranges: Vec<AddressRange>) -> Result<Vec<AddressRange>, ApiError> {
+    if ranges.len() > MOST_RANGES {
+        return Err(ApiError::field("allowed_ips", format!("more than {MOST_RANGES}")));
+    }
+    Ok(ranges)
 }
 
 fn expiry(store: &Store, at: Option<Timestamp>, in_days: Option<u32>) -> Result<Option<Timestamp>, ApiError> {

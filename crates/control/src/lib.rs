@@ -43,13 +43,17 @@ mod metrics;
 mod moves;
 mod observer;
 mod places;
+mod policies;
 mod ports;
+mod presets;
 mod preview;
+mod quotas;
 mod regions;
 mod retention;
 mod rotate;
 mod seal;
 mod servers;
+mod setup;
 mod shares;
 mod slug;
 mod snapshot_files;
@@ -203,6 +207,7 @@ struct Inner {
     guests: guest::Guests,
     idle: idle::Idle,
     installers: apps::Installers,
+    setups: setup::Setups,
     samples: metrics::Samples,
     meter: credits::Meter,
 }
@@ -244,6 +249,7 @@ impl Control {
                 guests: guest::Guests::default(),
                 idle: idle::Idle::default(),
                 installers: apps::Installers::default(),
+                setups: setup::Setups::default(),
                 samples: metrics::Samples::default(),
                 meter: credits::Meter::default(),
             }),
@@ -258,6 +264,7 @@ impl Control {
         control.keep_activity();
         control.stop_idle_computers();
         control.keep_installing();
+        control.keep_setting_up();
         control.keep_retention();
         control.keep_telling();
         Ok(control)

@@ -3,7 +3,7 @@
 use roost_api::{
     AddMember, ApiError, ComputerCounts, CreateComputer, CreateProject, CreateWorkspace, ErrorCode,
     ListProjects, PageMeta, PageQuery, Project, ProjectId, ProjectSummary, UpdatePlace, UserId, Workspace,
-    WorkspaceId, WorkspaceList, WorkspaceMember, WorkspaceRole, WorkspaceStats,
+    WorkspaceId, WorkspaceList, WorkspaceMember, WorkspacePolicy, WorkspaceRole, WorkspaceStats,
 };
 use roost_store::{
     Caller, MemberRecord, NewProject, NewWorkspace, PlaceChange, PlaceInserted, Placed, ProjectRecord,
@@ -148,12 +148,14 @@ impl Control {
         self.put_workspace(record, place_change(request)?).await
     }
 
-    /// Replaces what is kept for clients; it means nothing to the server.
+    /// Replaces what is kept for clients. What bears the name of a limit of the policy is one; the rest means nothing to
+    /// the server.
     pub async fn set_workspace_settings(
         &self,
         record: &WorkspaceRecord,
         settings: Map<String, Value>,
     ) -> Result<Workspace, Failure> {
+        WorkspacePolicy::among(&settings).map_err(|error| ApiError::field("settings", error.to_string()))?;
         if Value::Object(settings.clone()).to_string().len() > MOST_SETTINGS {
             return Err(ApiError::field("settings", format!("larger than {MOST_SETTINGS} bytes")).into());
         }
@@ -257,7 +259,11 @@ impl Control {
         Ok(found)
     }
 
-    async fn usable_workspace(&self, caller: &Caller, id: &str) -> Result<WorkspaceRecord, Failure> {
+    pub(crate) async fn usable_workspace(
+        &self,
+        caller: &Caller,
+        id: &str,
+    ) -> Result<WorkspaceRecord, Failure> {
         let found = self.workspace(caller, id).await?;
         if access::may_use(caller, &found) { Ok(found) } else { Err(forbidden()) }
     }
@@ -468,7 +474,7 @@ pub(crate) fn external_id(field: &str, text: Option<String>) -> Result<Option<St
     Ok(Some(id))
 }
 
-fn description(text: Option<String>) -> Result<Option<String>, ApiError> {
+pub(crate) fn description(text: Option<String>) -> Result<Option<String>, ApiError> {
     if text.as_ref().is_some_and(|text| text.chars().count() > LONGEST_TEXT) {
         return Err(ApiError::field("description", format!("longer than {LONGEST_TEXT} characters")));
     }

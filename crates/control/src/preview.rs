@@ -5,6 +5,7 @@
 //! [`decide`], one table. A computer that does not exist and a port that is not exposed look alike to everybody
 //! who is no member.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine;
@@ -48,6 +49,8 @@ pub enum Door {
 #[derive(Debug, Clone, Default)]
 pub struct Visitor<'a> {
     pub bearer: Option<&'a str>,
+    /// Where the request comes from, as far as that is known.
+    pub from: Option<IpAddr>,
     /// Values of session cookies.
     pub sessions: Vec<&'a str>,
 }
@@ -106,12 +109,14 @@ impl Control {
     /// Who gets in at a door.
     pub async fn knock(&self, door: &Door, visitor: &Visitor<'_>) -> Result<Answer, Failure> {
         let caller = match visitor.bearer {
-            Some(bearer) if !bearer.starts_with("rpt_") => match self.authenticate(Some(bearer)).await {
-                Ok(caller) => Some(caller),
-                // It may be meant for the program in the computer.
-                Err(failure) if failure.public.code.status() < 500 => None,
-                Err(failure) => return Err(failure),
-            },
+            Some(bearer) if !bearer.starts_with("rpt_") => {
+                match self.authenticate(Some(bearer), visitor.from).await {
+                    Ok(caller) => Some(caller),
+                    // It may be meant for the program in the computer.
+                    Err(failure) if failure.public.code.status() < 500 => None,
+                    Err(failure) => return Err(failure),
+                }
+            }
             _ => None,
         };
         let is_our_bearer = caller.is_some() || visitor.bearer.is_some_and(crate::token::looks_like_ours);

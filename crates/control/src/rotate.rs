@@ -5,7 +5,7 @@
 
 use roost_store::{SealedPlace, Store};
 
-use crate::{Failure, SealKey, env, idempotency, webhooks};
+use crate::{Failure, SealKey, env, idempotency, setup, webhooks};
 
 /// What became of the values.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,6 +45,8 @@ fn context(place: &SealedPlace) -> String {
     match place {
         SealedPlace::Variable { tenant, computer, name } => env::context(*tenant, *computer, name),
         SealedPlace::StartVariable { tenant, computer, name } => env::start_context(*tenant, *computer, name),
+        SealedPlace::SetupScript { tenant, computer } => setup::context("script", *tenant, *computer),
+        SealedPlace::SetupOutput { tenant, computer } => setup::context("output", *tenant, *computer),
         SealedPlace::WebhookSecret(id) => webhooks::context("secret", *id),
         SealedPlace::WebhookHeaders(id) => webhooks::context("headers", *id),
         SealedPlace::Answer(id) => idempotency::context(id),

@@ -17,7 +17,7 @@ use roost_store::{
 use serde_json::json;
 
 use crate::access::{self, Act};
-use crate::computers::{check_filter, check_name, filter_id, metadata};
+use crate::computers::{check_filter, check_name, customer, filter_id, metadata};
 use crate::guest::not_running;
 use crate::slug::slugify;
 use crate::status::status;
@@ -59,8 +59,10 @@ impl Control {
         &self,
         caller: &Caller,
         id: ComputerId,
-        request: CloneComputer,
+        mut request: CloneComputer,
     ) -> Result<crate::Created, Failure> {
+        let CloneComputer { external_workspace_id, external_user_id, external_project_id, .. } = &mut request;
+        customer(caller, [external_workspace_id, external_user_id, external_project_id])?;
         let name = given_name(request.name.as_deref())?;
         let metadata = request.metadata.clone().map(|map| metadata(Some(map))).transpose()?;
         self.require_credits(caller.tenant).await?;
@@ -70,6 +72,7 @@ impl Control {
         self.admit(&source.region, Start::Booted).await?;
         let set = request.env.clone().unwrap_or_default();
         let env = self.variables_of(caller.tenant, id, clone_id, &set).await?;
+        let setup = self.setup_of(caller.tenant, id, clone_id).await?;
         let begun = self
             .capture(id, &[Status::Running], |source| {
                 let name = name.clone().unwrap_or_else(|| format!("{}-clone", source.name));
@@ -98,6 +101,7 @@ impl Control {
                         Some(true) => 0,
                         Some(false) | None => request.idle_timeout_sec.unwrap_or(source.auto_stop),
                     },
+                    timeout: request.timeout_sec.unwrap_or(source.timeout),
                     always_on: request.always_on.unwrap_or(false),
                     disk_gib: source.disk_gib,
                     region: source.region.clone(),
@@ -105,6 +109,7 @@ impl Control {
                     layer: None,
                     last_snapshot: source.last_snapshot,
                     env: env.clone(),
+                    setup: setup.clone(),
                 };
                 NewCapture { snapshot, clone: Some(clone) }
             })
@@ -269,6 +274,7 @@ impl Control {
         let name = name.unwrap_or_else(|| format!("{}-restored", snapshot.computer_name));
         let id = ComputerId::new();
         let env = self.variables_of(snapshot.tenant_id, snapshot.computer_id, id, &BTreeMap::new()).await?;
+        let setup = self.setup_of(snapshot.tenant_id, snapshot.computer_id, id).await?;
         let build = |snapshot: &SnapshotRecord| {
             let attributes = &snapshot.attributes;
             NewComputer {
@@ -289,6 +295,7 @@ impl Control {
                 metadata: attributes.metadata.clone(),
                 visibility: attributes.visibility,
                 auto_stop: attributes.auto_stop,
+                timeout: attributes.timeout,
                 always_on: false,
                 disk_gib: snapshot.disk_gib,
                 region: snapshot.region.clone(),
@@ -296,6 +303,7 @@ impl Control {
                 layer: snapshot.layer,
                 last_snapshot: Some(snapshot.id),
                 env: env.clone(),
+                setup: setup.clone(),
             }
         };
         match self.inner.store.insert_from_snapshot(snapshot.id, build).await? {

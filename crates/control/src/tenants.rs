@@ -13,6 +13,8 @@ use crate::slug::slugify;
 use crate::{Control, Failure};
 
 const LONGEST_EMAIL: usize = 254;
+/// Of every tenant: what there is on a server of one's own is limited by its operator only.
+pub(crate) const PLAN: &str = "self-hosted";
 
 impl Control {
     /// The caller in the tenant that a request names, by id or slug, once for each time it says so. A credential is of
@@ -56,7 +58,7 @@ impl Control {
             tenant_id: caller.tenant,
             organization_slug: caller.tenant_slug.clone(),
             workspace_id: workspace,
-            plan: "self-hosted".to_owned(),
+            plan: PLAN.to_owned(),
             scopes: caller.scopes.clone(),
             kind: match caller.form {
                 KeyForm::Key => "api_key",

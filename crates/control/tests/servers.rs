@@ -21,7 +21,7 @@ use roost_launch::simulated::{Boot, Simulated};
 use roost_launch::{Launcher, Report};
 use roost_machine_proto::{Accelerator, NetworkSpec};
 use roost_store::testing::TestDatabase;
-use roost_store::{Observed, WorkflowKind};
+use roost_store::{KeyActor, Observed, WorkflowKind};
 use tokio::runtime::Runtime;
 
 /// Longer than any test: nobody is given up for being slow.
@@ -85,7 +85,7 @@ impl Host {
             return None;
         }
         let home = store.home().await.unwrap();
-        store.insert_key(&home.new_key("hash")).await.unwrap().unwrap();
+        store.insert_key(&home.new_key("hash"), &KeyActor::default()).await.unwrap().unwrap();
         let caller = store.caller_by_key_hash("hash").await.unwrap().unwrap();
         let (launcher, count) = (Arc::default(), Arc::default());
         Some(Self { database, launcher, count, caller })
@@ -325,7 +325,7 @@ async fn a_key_that_ends_at_one_ends_its_streams_at_the_other() {
     // The last one would stay.
     let store = host.database.store().await;
     let other = store.home().await.unwrap().new_key("another");
-    store.insert_key(&other).await.unwrap();
+    store.insert_key(&other, &KeyActor::default()).await.unwrap();
     let key = a.key(&host.caller, &host.caller.key.to_string(), KeyForm::Key).await.unwrap();
     a.delete_key(&key).await.unwrap();
     // What happened before may still come; then it is over, although the computer goes on.

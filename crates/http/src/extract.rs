@@ -11,6 +11,7 @@ use roost_control::{Act, Caller, ComputerRecord, SnapshotRecord};
 use serde::de::DeserializeOwned;
 
 use crate::App;
+use crate::client;
 use crate::envelope::Refusal;
 use crate::scopes;
 
@@ -58,7 +59,7 @@ pub(crate) async fn identify(
     if let Some(Identified(caller)) = parts.extensions.get() {
         return Ok(caller.clone());
     }
-    let caller = app.control.authenticate(credential).await?;
+    let caller = app.control.authenticate(credential, client::address(&parts.extensions)).await?;
     if let Some(limit) = &app.rate_limit {
         limit.check(caller.key)?;
     }

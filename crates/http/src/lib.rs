@@ -8,6 +8,7 @@
 //!
 //! This crate knows nothing about SQL or QEMU.
 
+mod client;
 mod cors;
 mod envelope;
 mod extract;
@@ -25,6 +26,7 @@ mod zip;
 use std::sync::Arc;
 
 use axum::Router;
+use roost_api::AddressRange;
 use roost_control::Control;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -44,6 +46,8 @@ pub struct App {
     pub rate_limit: Option<Arc<RateLimit>>,
     /// Whose web pages may call the API, beside the server's own.
     pub cors_origins: Vec<Origin>,
+    /// Proxies that say truly from whom they have a request.
+    pub trusted_proxies: Vec<AddressRange>,
 }
 
 #[derive(OpenApi)]
@@ -102,6 +106,7 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::logs::router())
         .merge(routes::metrics::router())
         .merge(routes::credits::router())
+        .merge(routes::quotas::router())
         .merge(routes::snapshots::router())
         .merge(routes::snapshot_files::router())
         .merge(routes::exec::router())
@@ -156,7 +161,8 @@ pub fn router(app: App) -> Result<Router, serde_json::Error> {
     let previews = Router::new().fallback(preview::visit).with_state(app.clone());
     let (router, previews) = (enveloped(router), enveloped(previews));
     // Before any routing: a path of ours is nothing special on the host of a port.
-    let by_host = tower::service_fn(move |request: axum::extract::Request| {
+    let by_host = tower::service_fn(move |mut request: axum::extract::Request| {
+        client::note(&mut request, &app.trusted_proxies);
         let is_for_a_port = preview::is_for_a_port(&request, &app.domain);
         let router = if is_for_a_port { &previews } else { &router };
         tower::ServiceExt::oneshot(router.clone(), request)

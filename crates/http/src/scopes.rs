@@ -29,7 +29,8 @@ pub(crate) fn needed(parts: &Parts) -> Option<Scope> {
     if is_about("/whoami") || is_about("/platform") {
         return None;
     }
-    if is_about("/usage") || is_about("/credits") || route.ends_with("/usage") {
+    let is_usage = ["/usage", "/credits", "/billing", "/tenant/plan"].into_iter().any(is_about);
+    if is_usage || route.ends_with("/usage") {
         return Some(Scope::UsageRead);
     }
     Some(act(parts).into())

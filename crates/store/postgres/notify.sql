@@ -36,7 +36,7 @@ CREATE OR REPLACE TRIGGER roost_changed AFTER INSERT OR UPDATE OR DELETE ON snap
     FOR EACH ROW EXECUTE FUNCTION roost_changed();
 CREATE OR REPLACE TRIGGER roost_changed AFTER INSERT ON events
     FOR EACH STATEMENT EXECUTE FUNCTION roost_said('event');
-CREATE OR REPLACE TRIGGER roost_changed AFTER UPDATE OF status, key_hash, scopes OR DELETE ON api_keys
+CREATE OR REPLACE TRIGGER roost_changed AFTER UPDATE OF status, key_hash, scopes, allowed_ips OR DELETE ON api_keys
     FOR EACH STATEMENT EXECUTE FUNCTION roost_said('callers');
 CREATE OR REPLACE TRIGGER roost_changed AFTER UPDATE OF role, removed_at ON users
     FOR EACH STATEMENT EXECUTE FUNCTION roost_said('callers');

@@ -13,8 +13,10 @@ use crate::env::{NewVariable, insert_variables};
 use crate::events::{EventScope, insert_event, record_status};
 use crate::places::lasting_place;
 use crate::query::QueryBuilder;
+use crate::quotas::admit_new;
 use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
+use crate::setups::insert_setup;
 use crate::status::{STATE, states};
 use crate::workflows::insert_workflow;
 use crate::{Db, Store, StoreError};
@@ -47,6 +49,8 @@ pub struct NewComputer {
     pub visibility: Visibility,
     /// Idle seconds before it is stopped; 0 is never.
     pub auto_stop: u32,
+    /// Seconds after each start after which it is stopped; 0 is never.
+    pub timeout: u32,
     pub always_on: bool,
     /// The virtual size of the disk.
     pub disk_gib: u32,
@@ -58,6 +62,8 @@ pub struct NewComputer {
     /// The newest snapshot of the history it continues.
     pub last_snapshot: Option<SnapshotId>,
     pub env: Vec<NewVariable>,
+    /// A script to run once it runs, sealed.
+    pub setup: Option<String>,
 }
 
 /// Filters of a list; they combine with AND.
@@ -86,6 +92,7 @@ pub struct ComputerChange {
     pub visibility: Option<Visibility>,
     pub always_on: Option<bool>,
     pub auto_stop: Option<u32>,
+    pub timeout: Option<u32>,
 }
 
 impl Store {
@@ -96,7 +103,7 @@ impl Store {
         new: &NewComputer,
     ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
         let mut tx = self.write().await?;
-        let inserted = insert(&mut tx, new).await?;
+        let inserted = insert(&mut tx, new, self.clock.now()).await?;
         tx.commit().await?;
         Ok(inserted)
     }
@@ -138,10 +145,12 @@ impl Store {
         rows.iter().map(ComputerRecord::from_row).collect()
     }
 
-    /// Computers that run and are to be stopped once they are idle.
+    /// Computers that run and are to be stopped once they are idle, or have run for long enough.
     pub async fn auto_stopping(&self) -> Result<Vec<ComputerRecord>, StoreError> {
         let mut query = QueryBuilder::new(SELECT);
-        query.push(" WHERE c.auto_stop > 0 AND c.desired = 'running' AND c.observed = 'running'");
+        query.push(
+            " WHERE (c.auto_stop > 0 OR c.timeout_sec > 0) AND c.desired = 'running' AND c.observed = 'running'",
+        );
         let rows = query.build().fetch_all(&self.pool).await?;
         rows.iter().map(ComputerRecord::from_row).collect()
     }
@@ -223,6 +232,9 @@ impl Store {
         }
         if let Some(auto_stop) = change.auto_stop {
             query.push(", auto_stop = ").push_bind(i64::from(auto_stop));
+        }
+        if let Some(timeout) = change.timeout {
+            query.push(", timeout_sec = ").push_bind(i64::from(timeout));
         }
         query.push(" WHERE id = ").push_bind(id.to_string());
         query.build().execute(&mut *tx).await?;
@@ -402,18 +414,20 @@ fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter)
 pub(crate) async fn insert(
     tx: &mut Transaction<'static, Db>,
     new: &NewComputer,
+    clock: Timestamp,
 ) -> Result<(ComputerRecord, WorkflowRecord), StoreError> {
     let slug = free_slug(tx, &new.slug).await?;
     let (workspace, project) = lasting_place(tx, new.tenant_id, new.workspace_id, new.project_id).await?;
+    admit_new(tx, new, workspace, clock).await?;
     let now = Timestamp::now().as_micros();
     sqlx::query(
         "INSERT INTO computers (id, tenant_id, owner_user_id, workspace_id, project_id, name, slug,
              template_type, template_digest, size, external_workspace_id, external_user_id,
              external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
              provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
-             layer_id, last_snapshot_id, region, search_text)
+             layer_id, last_snapshot_id, region, search_text, timeout_sec)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $23, 'running', 1,
-             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24, $25)",
+             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24, $25, $26)",
     )
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
@@ -440,14 +454,18 @@ pub(crate) async fn insert(
     .bind(i64::from(new.auto_stop))
     .bind(new.region.as_str())
     .bind(format!("{}\n{slug}\n{}", new.name.to_lowercase(), new.id))
+    .bind(i64::from(new.timeout))
     .execute(&mut **tx)
     .await?;
     insert_variables(tx, new.id, &new.env).await?;
+    if let Some(script) = &new.setup {
+        insert_setup(tx, new.id, script).await?;
+    }
     // Of a clone or a restored computer the guest has them already, or goes on with them: it says so when asked.
     insert_installations(tx, new.id, &new.selected_apps).await?;
     let workflow = insert_workflow(tx, new.id, WorkflowKind::Create, 1, None).await?;
     let record = load(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
-    record_status(tx, Timestamp::now(), None, Some(&record)).await?;
+    record_status(tx, clock, None, Some(&record)).await?;
     Ok((record, workflow))
 }
 

@@ -1,7 +1,9 @@
 //! Who speaks: the first tenant of a server, and whom a key speaks for.
 
+use std::net::IpAddr;
+
 use roost_api::{
-    ApiKeyId, KeyKind, ProjectId, Role, TenantId, Timestamp, UserId, WorkspaceId, WorkspaceRole,
+    AddressRange, ApiKeyId, KeyKind, ProjectId, Role, TenantId, Timestamp, UserId, WorkspaceId, WorkspaceRole,
 };
 use sqlx::Row;
 
@@ -39,6 +41,10 @@ pub struct Caller {
     /// Of members; whoever is more needs none.
     pub memberships: Vec<(WorkspaceId, WorkspaceRole)>,
     pub confinement: Confinement,
+    /// Where requests with the key may come from; empty: anywhere.
+    pub allowed_ips: Vec<AddressRange>,
+    /// Where this one came from, as far as that is known.
+    pub address: Option<IpAddr>,
     pub expires_at: Option<Timestamp>,
     /// May act in every tenant. The store knows of no such thing; the control plane says so.
     pub is_operator: bool,
@@ -56,7 +62,8 @@ impl Caller {
         let rights = |caller: &Self| {
             let mut memberships = caller.memberships.clone();
             memberships.sort_by_key(|(workspace, _)| *workspace);
-            (caller.key, caller.kind, caller.scopes.clone(), memberships, caller.confinement.clone())
+            let Self { key, kind, scopes, confinement, allowed_ips, .. } = caller;
+            (*key, *kind, scopes.clone(), memberships, confinement.clone(), allowed_ips.clone())
         };
         let is_same_role = self.role == other.role || other.is_operator && self.role.is_administrator();
         is_same_role && rights(self) == rights(other)
@@ -132,6 +139,8 @@ impl Store {
                 workspace: optional(&row, "workspace_id")?,
                 external_user: row.try_get("external_user_id")?,
             },
+            allowed_ips: json(&row, "allowed_ips")?,
+            address: None,
             expires_at: optional_time(&row, "expires_at")?,
             is_operator: false,
             default_workspace: None,

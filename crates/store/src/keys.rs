@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use roost_api::{ApiKeyId, KeyKind, KeyStatus, TenantId, Timestamp, UserId, WorkspaceId};
+use roost_api::{
+    AddressRange, ApiKeyId, KeyEventKind, KeyKind, KeyStatus, TenantId, Timestamp, UserId, WorkspaceId,
+};
+use serde_json::{Map, Value};
 use sqlx::{Row, Transaction};
 
 use crate::computers::json as to_json;
+use crate::key_events::{KeyActor, insert_key_event};
 use crate::query::QueryBuilder;
 use crate::reach::Confinement;
 use crate::record::{json, optional, optional_time, parsed, text_enum, time};
@@ -33,6 +37,8 @@ pub struct NewKey {
     pub form: KeyForm,
     pub scopes: Vec<String>,
     pub confinement: Confinement,
+    /// Where requests with it may come from; empty: anywhere.
+    pub allowed_ips: Vec<AddressRange>,
     pub expires_at: Option<Timestamp>,
     pub metadata: BTreeMap<String, String>,
 }
@@ -49,6 +55,7 @@ pub struct KeyRecord {
     pub scopes: Vec<String>,
     pub status: KeyStatus,
     pub confinement: Confinement,
+    pub allowed_ips: Vec<AddressRange>,
     pub expires_at: Option<Timestamp>,
     pub last_used_at: Option<Timestamp>,
     pub metadata: BTreeMap<String, String>,
@@ -61,13 +68,14 @@ pub struct KeyChange {
     pub name: Option<String>,
     pub scopes: Option<Vec<String>>,
     pub status: Option<KeyStatus>,
+    pub allowed_ips: Option<Vec<AddressRange>>,
     /// Another secret: its prefix and hash. The one before ends at once.
     pub secret: Option<(String, String)>,
 }
 
 impl Store {
     /// `None`: the tenant has no such user (any more), or no such workspace.
-    pub async fn insert_key(&self, new: &NewKey) -> Result<Option<KeyRecord>, StoreError> {
+    pub async fn insert_key(&self, new: &NewKey, actor: &KeyActor) -> Result<Option<KeyRecord>, StoreError> {
         let mut tx = self.write().await?;
         let holds = sqlx::query(
             "SELECT 1 FROM users u WHERE u.id = $1 AND u.tenant_id = $2 AND u.removed_at IS NULL
@@ -84,8 +92,8 @@ impl Store {
         let id = ApiKeyId::new();
         sqlx::query(
             "INSERT INTO api_keys (id, tenant_id, user_id, name, key_prefix, key_hash, kind, form, scopes, status,
-                 workspace_id, external_user_id, expires_at, metadata, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'active', $10, $11, $12, $13, $14)",
+                 workspace_id, external_user_id, expires_at, metadata, created_at, allowed_ips)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'active', $10, $11, $12, $13, $14, $15)",
         )
         .bind(id.to_string())
         .bind(new.tenant.to_string())
@@ -101,8 +109,11 @@ impl Store {
         .bind(new.expires_at.map(Timestamp::as_micros))
         .bind(to_json(&new.metadata)?)
         .bind(self.clock.now().as_micros())
+        .bind(to_json(&new.allowed_ips)?)
         .execute(&mut *tx)
         .await?;
+        let now = self.clock.now();
+        insert_key_event(&mut tx, now, id, KeyEventKind::Created, actor, Map::new()).await?;
         let record = load(&mut tx, new.tenant, id).await?;
         tx.commit().await?;
         Ok(record)
@@ -139,6 +150,7 @@ impl Store {
         tenant: TenantId,
         id: ApiKeyId,
         change: &KeyChange,
+        actor: &KeyActor,
     ) -> Result<Option<KeyRecord>, StoreError> {
         let mut tx = self.write().await?;
         let mut query = QueryBuilder::new("UPDATE api_keys SET id = id");
@@ -154,9 +166,16 @@ impl Store {
         if let Some((prefix, hash)) = &change.secret {
             query.push(", key_prefix = ").push_bind(prefix).push(", key_hash = ").push_bind(hash);
         }
+        if let Some(ranges) = &change.allowed_ips {
+            query.push(", allowed_ips = ").push_bind(to_json(ranges)?);
+        }
         query.push(" WHERE id = ").push_bind(id.to_string());
         query.push(" AND tenant_id = ").push_bind(tenant.to_string());
-        query.build().execute(&mut *tx).await?;
+        if query.build().execute(&mut *tx).await?.rows_affected() > 0 {
+            for (kind, details) in change.events() {
+                insert_key_event(&mut tx, self.clock.now(), id, kind, actor, details).await?;
+            }
+        }
         let record = load(&mut tx, tenant, id).await?;
         tx.commit().await?;
         Ok(record)
@@ -183,6 +202,36 @@ impl Store {
 
     pub async fn count_api_keys(&self) -> Result<i64, StoreError> {
         Ok(sqlx::query("SELECT COUNT(*) AS n FROM api_keys").fetch_one(&self.pool).await?.try_get("n")?)
+    }
+}
+
+impl KeyChange {
+    /// What is told of it. A secret is not.
+    fn events(&self) -> Vec<(KeyEventKind, Map<String, Value>)> {
+        let mut details = Map::new();
+        if let Some(name) = &self.name {
+            details.insert("name".to_owned(), name.as_str().into());
+        }
+        if let Some(scopes) = &self.scopes {
+            details.insert("scopes".to_owned(), scopes.as_slice().into());
+        }
+        if let Some(ranges) = &self.allowed_ips {
+            let ranges: Vec<String> = ranges.iter().map(AddressRange::to_string).collect();
+            details.insert("allowed_ips".to_owned(), ranges.into());
+        }
+        let mut events = Vec::new();
+        if !details.is_empty() {
+            events.push((KeyEventKind::Changed, details));
+        }
+        match self.status {
+            Some(KeyStatus::Active) => events.push((KeyEventKind::Enabled, Map::new())),
+            Some(KeyStatus::Disabled) => events.push((KeyEventKind::Disabled, Map::new())),
+            None => {}
+        }
+        if self.secret.is_some() {
+            events.push((KeyEventKind::Rotated, Map::new()));
+        }
+        events
     }
 }
 
@@ -215,6 +264,7 @@ impl KeyRecord {
                 workspace: optional::<WorkspaceId>(row, "workspace_id")?,
                 external_user: row.try_get("external_user_id")?,
             },
+            allowed_ips: json(row, "allowed_ips")?,
             expires_at: optional_time(row, "expires_at")?,
             last_used_at: optional_time(row, "last_used_at")?,
             metadata: json(row, "metadata")?,

@@ -15,6 +15,7 @@ mod env;
 mod events;
 mod idempotency;
 mod identity;
+mod key_events;
 mod keys;
 mod layers;
 mod metrics;
@@ -22,17 +23,20 @@ mod places;
 mod pool;
 mod ports;
 mod query;
+mod quotas;
 mod reach;
 mod record;
 mod runs;
 mod sealed;
 mod servers;
+mod setups;
 mod snapshots;
 pub mod status;
 mod tenants;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod tickets;
+mod transfer;
 mod url;
 mod viewers;
 mod webhooks;
@@ -56,6 +60,7 @@ pub use env::{EnvRecord, IfMissing, NewVariable, VariableRecord, VariableSet};
 pub use events::{EventBatch, EventBounds, EventRecord, EventScope, EventsOf};
 pub use idempotency::{RequestLimits, RequestState};
 pub use identity::{Caller, Home};
+pub use key_events::{KeyActor, KeyEventRecord, PresetRecord};
 pub use keys::{KeyChange, KeyForm, KeyRecord, NewKey};
 pub use layers::LayerRecord;
 pub use metrics::{Measurement, Resolution, Usage};
@@ -64,19 +69,22 @@ pub use places::{
     WorkspaceRecord,
 };
 pub use ports::{Exposed, PortLink, PortRecord};
+pub use quotas::{Limit, LimitOf, LimitReached, QuotaChange, QuotaRecord, QuotaUse};
 pub use reach::{Confinement, Reach};
 pub use record::{
-    ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SnapshotAttributes, SnapshotPurpose,
-    SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
+    ComputerRecord, DeliveryState, Desired, InstallationState, Observed, SetupState, SnapshotAttributes,
+    SnapshotPurpose, SnapshotRecord, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
 };
-pub use runs::{RunFilter, RunRecord};
+pub use runs::{RunFilter, RunRecord, Spent, Unpaid};
 pub use sealed::SealedPlace;
 pub use servers::{Change, Changes, Exclusive, Held, Renewed};
+pub use setups::{SetupChange, SetupRecord};
 pub use snapshots::{
     BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
     Recorded, SnapshotFilter, SnapshotGroup,
 };
 pub use tenants::{MemberRecord, NewUser, TenantDeleted, TenantRecord, UserChanged, UserRecord};
+pub use transfer::Transfer;
 pub use url::{DatabaseUrl, InvalidUrl};
 pub use viewers::{ShareRecord, ViewerPasswordRecord};
 pub use webhooks::{Attempt, DeliveryRecord, WebhookRecord};
@@ -111,6 +119,8 @@ pub enum StoreError {
         #[from]
         source: sqlx::Error,
     },
+    #[error("a limit is reached: {reached:?}")]
+    Limit { reached: LimitReached },
     #[error("the database holds a value this version cannot read: {what}")]
     Corrupt { what: String },
 }
@@ -195,6 +205,10 @@ fn migrator() -> Migrator {
         migration(14, "idempotency", include_str!("../migrations/0014_idempotency.sql")),
         migration(24, "webhooks", include_str!("../migrations/0024_webhooks.sql")),
         migration(30, "reach", include_str!("../migrations/0030_reach.sql")),
+        migration(40, "quotas", include_str!("../migrations/0040_quotas.sql")),
+        migration(41, "keys", include_str!("../migrations/0041_keys.sql")),
+        migration(42, "life", include_str!("../migrations/0042_life.sql")),
+        migration(43, "policies", include_str!("../migrations/0043_policies.sql")),
         migration(46, "search", include_str!("../migrations/0046_search.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }

@@ -9,8 +9,9 @@ use roost_api::{ComputerCounts, ProjectId, TenantId, Timestamp, UserId, Workspac
 use serde_json::{Map, Value};
 use sqlx::{Row, Transaction};
 
-use crate::computers::json as to_json;
+use crate::computers::{json as to_json, load};
 use crate::query::QueryBuilder;
+use crate::quotas::admit_arrived;
 use crate::record::{json, number, parsed, time};
 use crate::tenants::put_member;
 use crate::{Db, DbRow, Store, StoreError};
@@ -465,6 +466,15 @@ impl Store {
                     .execute(&mut *tx)
                     .await?;
             }
+            let rows = sqlx::query("SELECT id FROM computers WHERE project_id = $1")
+                .bind(project.id.to_string())
+                .fetch_all(&mut *tx)
+                .await?;
+            let mut arrived = Vec::with_capacity(rows.len());
+            for row in &rows {
+                arrived.extend(load(&mut tx, parsed(row, "id")?).await?);
+            }
+            admit_arrived(&mut tx, target, &arrived).await?;
         }
         let record = find_project(&mut tx, target, By::Id, &project.id.to_string()).await?;
         tx.commit().await?;
@@ -655,7 +665,7 @@ async fn default_place(
 }
 
 /// Made on demand.
-async fn default_project(
+pub(crate) async fn default_project(
     tx: &mut Transaction<'static, Db>,
     tenant: TenantId,
     workspace: WorkspaceId,
@@ -671,14 +681,14 @@ async fn default_project(
 }
 
 #[derive(Debug, Clone, Copy)]
-enum By {
+pub(crate) enum By {
     Id,
     Slug,
     Name,
     External,
 }
 
-async fn find_workspace(
+pub(crate) async fn find_workspace(
     tx: &mut Transaction<'static, Db>,
     tenant: TenantId,
     by: By,

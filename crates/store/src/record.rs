@@ -146,6 +146,11 @@ text_enum!(
 );
 
 text_enum!(
+    /// How far the script of a computer is.
+    SetupState { Waiting = "waiting", Running = "running", Completed = "completed", Failed = "failed" }
+);
+
+text_enum!(
     /// How far the delivery of an event to a webhook is.
     DeliveryState { Pending = "pending", Delivered = "delivered", Failed = "failed" }
 );
@@ -172,6 +177,10 @@ pub struct ComputerRecord {
     pub agent_session_id: Option<String>,
     /// Idle seconds before it is stopped; 0 is never.
     pub auto_stop: u32,
+    /// Seconds after each start after which it is stopped; 0 is never.
+    pub timeout: u32,
+    /// How far its script is; `None` where it has none.
+    pub setup: Option<SetupState>,
     /// When it was last used, as far as it is written down.
     pub last_active_at: Option<Timestamp>,
     pub desired: Desired,
@@ -215,6 +224,8 @@ pub struct SnapshotAttributes {
     /// Snapshots of earlier versions have none.
     #[serde(default)]
     pub auto_stop: u32,
+    #[serde(default)]
+    pub timeout: u32,
 }
 
 /// A state of a computer that is kept.
@@ -309,6 +320,8 @@ impl ComputerRecord {
             visibility: visibility(row)?,
             agent_session_id: row.try_get("agent_session_id")?,
             auto_stop: number(row, "auto_stop")?,
+            timeout: number(row, "timeout_sec")?,
+            setup: optional(row, "setup_state")?,
             last_active_at: optional_time(row, "last_active_at")?,
             desired: parsed(row, "desired")?,
             intended: row

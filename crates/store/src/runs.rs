@@ -20,6 +20,7 @@ use sqlx::{Row, Transaction};
 use crate::credits::{Entry, insert_entry};
 use crate::events::{EventScope, insert_event};
 use crate::query::QueryBuilder;
+use crate::quotas::overspent;
 use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, number, optional_time, parsed, time};
 use crate::status::status;
@@ -61,7 +62,7 @@ pub struct RunFilter {
 }
 
 impl RunRecord {
-    fn from_row(row: &DbRow) -> Result<Self, StoreError> {
+    pub(crate) fn from_row(row: &DbRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: parsed(row, "id")?,
             tenant: parsed(row, "tenant_id")?,
@@ -94,6 +95,21 @@ impl RunRecord {
     fn is_to_be_posted(&self, now: Timestamp) -> bool {
         now.as_micros().saturating_sub(self.metered_until.as_micros()) >= micros(POST_EVERY)
     }
+}
+
+/// A computer that runs although nothing is left to pay for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unpaid {
+    pub computer: ComputerId,
+    pub spent: Spent,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spent {
+    /// The credits of its tenant.
+    Credits,
+    /// What its end user may spend in a month.
+    Quota(MicroCredits),
 }
 
 /// An account, and what is running at its cost.
@@ -194,8 +210,8 @@ impl Store {
     }
 
     /// Proves every run up to now, writes to the ledger what is due, and tells tenants whose credits end. Answers the
-    /// computers that run although there are none left. To be called by whoever follows the machines.
-    pub async fn meter(&self) -> Result<Vec<ComputerId>, StoreError> {
+    /// computers that run although they are not paid for. To be called by whoever follows the machines.
+    pub async fn meter(&self) -> Result<Vec<Unpaid>, StoreError> {
         let mut tx = self.write().await?;
         let now = self.clock.now();
         sqlx::query("UPDATE runs SET proven_until = $1 WHERE ended_at IS NULL AND proven_until < $1")
@@ -214,7 +230,8 @@ impl Store {
             }
             let Some(tenant) = running.runs.first().map(|run| run.tenant) else { continue };
             if is_spent {
-                unpaid.extend(running.runs.iter().map(|run| run.computer));
+                let runs = running.runs.iter();
+                unpaid.extend(runs.map(|run| Unpaid { computer: run.computer, spent: Spent::Credits }));
             } else if !running.warned && left <= running.little() {
                 sqlx::query("UPDATE credit_accounts SET warned = 1 WHERE tenant_id = $1")
                     .bind(tenant.to_string())
@@ -222,6 +239,11 @@ impl Store {
                     .await?;
                 let low = Event::CreditsLow { balance_credits: MicroCredits(left).floor() };
                 insert_event(&mut tx, &of_tenant(tenant), &low).await?;
+            }
+        }
+        for (computer, most) in overspent(&mut tx, now).await? {
+            if unpaid.iter().all(|other| other.computer != computer) {
+                unpaid.push(Unpaid { computer, spent: Spent::Quota(most) });
             }
         }
         tx.commit().await?;

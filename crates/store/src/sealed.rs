@@ -20,6 +20,16 @@ pub enum SealedPlace {
         computer: ComputerId,
         name: String,
     },
+    /// The script of a computer.
+    SetupScript {
+        tenant: TenantId,
+        computer: ComputerId,
+    },
+    /// What it said.
+    SetupOutput {
+        tenant: TenantId,
+        computer: ComputerId,
+    },
     WebhookSecret(WebhookId),
     WebhookHeaders(WebhookId),
     /// The answer of a request with this id.
@@ -43,6 +53,14 @@ impl SealedPlace {
                 read: "SELECT value AS sealed FROM start_env WHERE computer_id = $1 AND name = $2",
                 replace: "UPDATE start_env SET value = $3 WHERE computer_id = $1 AND name = $2 AND value = $4",
             },
+            SealedPlace::SetupScript { .. } => Statements {
+                read: "SELECT script AS sealed FROM setups WHERE computer_id = $1 AND computer_id = $2",
+                replace: "UPDATE setups SET script = $3 WHERE computer_id = $1 AND computer_id = $2 AND script = $4",
+            },
+            SealedPlace::SetupOutput { .. } => Statements {
+                read: "SELECT output AS sealed FROM setups WHERE computer_id = $1 AND computer_id = $2",
+                replace: "UPDATE setups SET output = $3 WHERE computer_id = $1 AND computer_id = $2 AND output = $4",
+            },
             SealedPlace::WebhookSecret(_) => Statements {
                 read: "SELECT secret AS sealed FROM webhooks WHERE id = $1 AND id = $2",
                 replace: "UPDATE webhooks SET secret = $3 WHERE id = $1 AND id = $2 AND secret = $4",
@@ -63,6 +81,9 @@ impl SealedPlace {
         match self {
             SealedPlace::Variable { computer, name, .. }
             | SealedPlace::StartVariable { computer, name, .. } => (computer.to_string(), name.clone()),
+            SealedPlace::SetupScript { computer, .. } | SealedPlace::SetupOutput { computer, .. } => {
+                (computer.to_string(), computer.to_string())
+            }
             SealedPlace::WebhookSecret(id) | SealedPlace::WebhookHeaders(id) => {
                 (id.to_string(), id.to_string())
             }
@@ -94,6 +115,13 @@ impl Store {
                     true => SealedPlace::StartVariable { tenant, computer, name },
                 });
             }
+        }
+        let setups =
+            "SELECT c.tenant_id, s.computer_id FROM setups s JOIN computers c ON c.id = s.computer_id";
+        for row in sqlx::query(setups).fetch_all(&self.pool).await? {
+            let (tenant, computer) = (parsed(&row, "tenant_id")?, parsed(&row, "computer_id")?);
+            places.push(SealedPlace::SetupScript { tenant, computer });
+            places.push(SealedPlace::SetupOutput { tenant, computer });
         }
         for row in sqlx::query("SELECT id FROM webhooks").fetch_all(&self.pool).await? {
             let id = parsed(&row, "id")?;

@@ -393,7 +393,12 @@ mod tests {
         let database = TestDatabase::new().await;
         let store = database.store().await;
         let home = store.home().await.unwrap();
-        let id = store.insert_key(&home.new_key("of the key")).await.unwrap().unwrap().id;
+        let id = store
+            .insert_key(&home.new_key("of the key"), &crate::KeyActor::default())
+            .await
+            .unwrap()
+            .unwrap()
+            .id;
         assert!(store.insert_ticket("old", id, Timestamp::EPOCH, 1).await.unwrap());
         assert_eq!(store.take_ticket("old").await.unwrap(), None);
         let soon = Timestamp::from_micros(Timestamp::now().as_micros() + 60_000_000).unwrap();

@@ -157,7 +157,7 @@ impl Store {
         let kind = WorkflowKind::Capture;
         let workflow = insert_workflow(&mut tx, computer, kind, record.generation, Some(payload)).await?;
         let clone = match &new.clone {
-            Some(clone) => Some(insert(&mut tx, clone).await?),
+            Some(clone) => Some(insert(&mut tx, clone, self.clock.now()).await?),
             None => None,
         };
         tx.commit().await?;
@@ -181,7 +181,7 @@ impl Store {
                 return Ok(FromSnapshot::NotReady(other));
             }
         }
-        let (record, workflow) = insert(&mut tx, &build(&snapshot)).await?;
+        let (record, workflow) = insert(&mut tx, &build(&snapshot), self.clock.now()).await?;
         sqlx::query("UPDATE snapshots SET last_used_at = $1 WHERE id = $2")
             .bind(Timestamp::now().as_micros())
             .bind(id.to_string())
@@ -492,6 +492,7 @@ async fn insert_snapshot(
         metadata: computer.metadata.clone(),
         visibility: computer.visibility,
         auto_stop: computer.auto_stop,
+        timeout: computer.timeout,
     };
     sqlx::query(
         "INSERT INTO snapshots (id, tenant_id, computer_id, computer_name, workspace_id, project_id,

@@ -101,6 +101,7 @@ impl Home {
             form,
             scopes,
             confinement,
+            allowed_ips: Vec::new(),
             expires_at: None,
             metadata: std::collections::BTreeMap::new(),
         }
@@ -120,6 +121,8 @@ impl Home {
             scopes: vec!["*".to_owned()],
             memberships: Vec::new(),
             confinement: Confinement::default(),
+            allowed_ips: Vec::new(),
+            address: None,
             expires_at: None,
             is_operator: true,
             default_workspace: None,
@@ -148,10 +151,17 @@ fn with_database(url: &DatabaseUrl, name: &str) -> String {
 /// A computer that is being created.
 #[cfg(test)]
 pub(crate) async fn computer(store: &Store) -> crate::WorkflowRecord {
+    let new = new_computer(store).await;
+    store.insert_computer(&new).await.unwrap().1
+}
+
+/// What such a computer is made of.
+#[cfg(test)]
+pub(crate) async fn new_computer(store: &Store) -> crate::NewComputer {
     use roost_api::{ComputerId, RegionName, Size, Visibility};
 
     let home = store.home().await.unwrap();
-    let new = crate::NewComputer {
+    crate::NewComputer {
         id: ComputerId::new(),
         tenant_id: home.tenant,
         owner_user_id: home.user,
@@ -170,12 +180,13 @@ pub(crate) async fn computer(store: &Store) -> crate::WorkflowRecord {
         visibility: Visibility::Tenant,
         always_on: false,
         auto_stop: 0,
+        timeout: 0,
         disk_gib: 1,
         region: RegionName::local(),
         snapshot: None,
         layer: None,
         last_snapshot: None,
         env: Vec::new(),
-    };
-    store.insert_computer(&new).await.unwrap().1
+        setup: None,
+    }
 }

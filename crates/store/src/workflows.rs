@@ -6,6 +6,7 @@ use sqlx::Transaction;
 use crate::computers::{json, load, signed};
 use crate::env::{NewVariable, set_start_variables};
 use crate::events::record_status;
+use crate::quotas::{admit_move, admit_resize, admit_start};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowPayload, WorkflowRecord};
 use crate::{Db, Store, StoreError};
 
@@ -56,6 +57,12 @@ impl Store {
         };
         if let Err(refusal) = guard(&record) {
             return Ok(Begin::Refused(refusal));
+        }
+        match (kind, &payload) {
+            (WorkflowKind::Start, _) => admit_start(&mut tx, &record, self.clock.now()).await?,
+            (_, Some(WorkflowPayload::Resize { size })) => admit_resize(&mut tx, &record, *size).await?,
+            (_, Some(WorkflowPayload::Move { to, .. })) => admit_move(&mut tx, &record, to).await?,
+            _ => {}
         }
         let desired = match kind {
             WorkflowKind::Create | WorkflowKind::Start | WorkflowKind::Restart => Some(Desired::Running),

@@ -5,10 +5,8 @@
 //! is written anew, so a message has one length whatever the client wrote. Bodies are passed on piece by piece,
 //! and a side that does not read holds the other one back.
 
-use std::net::SocketAddr;
-
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +19,7 @@ use roost_api::{ApiError, ErrorCode};
 use roost_control::{Failure, Place, looks_like_ours};
 
 use crate::App;
+use crate::client;
 
 /// Where the computer's program appears to its visitor.
 #[derive(Debug)]
@@ -177,7 +176,7 @@ fn outgoing(
     request: Request,
 ) -> Result<Request<Body>, Failure> {
     let (mut parts, body) = request.into_parts();
-    let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip());
+    let client = client::address(&parts.extensions);
     let headers = &mut parts.headers;
     strip_hop_by_hop(headers);
     strip_claims(headers);
@@ -195,8 +194,8 @@ fn outgoing(
     headers.insert(header::HOST, text(host)?);
     headers.insert("x-forwarded-host", text(host)?);
     headers.insert("x-forwarded-proto", HeaderValue::from_static(if is_https { "https" } else { "http" }));
-    if let Some(peer) = peer {
-        headers.insert("x-forwarded-for", text(&peer.to_canonical().to_string())?);
+    if let Some(client) = client {
+        headers.insert("x-forwarded-for", text(&client.to_string())?);
     }
     let mut method = parts.method;
     match upgrade {

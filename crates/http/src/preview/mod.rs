@@ -31,6 +31,7 @@ use self::forward::Mount;
 use self::host::Host;
 use self::page::Page;
 use crate::App;
+use crate::client;
 use crate::envelope::{Refusal, RouteName};
 use crate::extract::bearer;
 
@@ -86,7 +87,7 @@ async fn at_host(
 ) -> Result<Response, Refusal> {
     let headers = request.headers();
     let sessions = if is_own_page { cookies(headers, cookie_name(app)) } else { Vec::new() };
-    let visitor = Visitor { bearer: bearer(headers), sessions };
+    let visitor = visitor(&request, sessions);
     let answer = app.control.knock(door, &visitor).await?;
     let wants_page = wants_page(headers);
     let place = match answer.decision {
@@ -123,7 +124,7 @@ async fn by_path(State(app): State<App>, request: Request) -> Result<Response, R
 
     let door = Door::Path { computer: id, port };
     let headers = request.headers();
-    let visitor = Visitor { bearer: bearer(headers), sessions: Vec::new() };
+    let visitor = visitor(&request, Vec::new());
     let answer = app.control.knock(&door, &visitor).await?;
     let wants_page = wants_page(headers).then_some(Page::Notice);
     let place = match answer.decision {
@@ -140,6 +141,10 @@ async fn by_path(State(app): State<App>, request: Request) -> Result<Response, R
 async fn to_directory(request: Request) -> Redirect {
     let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
     Redirect::permanent(&format!("{}/{query}", request.uri().path()))
+}
+
+fn visitor<'a>(request: &'a Request, sessions: Vec<&'a str>) -> Visitor<'a> {
+    Visitor { bearer: bearer(request.headers()), from: client::address(request.extensions()), sessions }
 }
 
 async fn enter(
@@ -184,7 +189,7 @@ async fn session(app: &App, door: &Door, request: Request) -> Result<Response, R
             Ok(admitted(app, &session, link.next.as_deref()))
         }
         Method::POST => {
-            let visitor = Visitor { bearer: bearer(request.headers()), sessions: Vec::new() };
+            let visitor = visitor(&request, Vec::new());
             let place = match app.control.knock(door, &visitor).await?.decision {
                 Decision::AskPassword(place) | Decision::Open(place) => place,
                 Decision::SignIn => return Err(private().on(wants_page.then_some(Page::Notice))),

@@ -4,8 +4,8 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use roost_api::{
-    ApiKey, ApiKeyWithSecret, CreateApiKey, CreateScopedToken, Data, ErrorBody, ListKeys, Removed,
-    ScopedToken, UpdateApiKey,
+    ApiKey, ApiKeyWithSecret, CreateApiKey, CreateScopedToken, Data, ErrorBody, KeyEvent, KeyEventsQuery,
+    KeyPreset, KeyPresetRemoved, ListKeys, MakeKeyPreset, Removed, ScopedToken, UpdateApiKey,
 };
 use roost_control::{KeyForm, key_view};
 use utoipa_axum::router::OpenApiRouter;
@@ -19,8 +19,11 @@ pub(crate) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(create_scoped))
+        .routes(routes!(presets, create_preset))
+        .routes(routes!(delete_preset))
         .routes(routes!(get, change, delete))
         .routes(routes!(rotate))
+        .routes(routes!(events))
         .routes(routes!(tokens, create_token))
         .routes(routes!(delete_token))
 }
@@ -126,6 +129,50 @@ async fn rotate(
     let key = app.control.key(&caller, &kid, KeyForm::Key).await?;
     let made = app.control.rotate_key(&caller, &key).await?;
     Ok(with_secret(&app, made))
+}
+
+/// What happened to a key, newest first
+#[utoipa::path(get, path = "/api-keys/{kid}/events", tag = "keys", params(("kid" = String, Path), KeyEventsQuery),
+    responses((status = 200, body = Data<Vec<KeyEvent>>), (status = "default", body = ErrorBody)))]
+async fn events(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Path(kid): Path<String>,
+    Query(query): Query<KeyEventsQuery>,
+) -> Result<Json<Data<Vec<KeyEvent>>>, Refusal> {
+    let key = app.control.key(&caller, &kid, KeyForm::Key).await?;
+    Ok(Json(Data { data: app.control.key_events(&key, query).await? }))
+}
+
+/// List the presets of scopes that keys can be made with
+#[utoipa::path(get, path = "/api-keys/presets", tag = "keys",
+    responses((status = 200, body = Data<Vec<KeyPreset>>), (status = "default", body = ErrorBody)))]
+async fn presets(State(app): State<App>, Auth(caller): Auth) -> Result<Json<Data<Vec<KeyPreset>>>, Refusal> {
+    Ok(Json(Data { data: app.control.presets(&caller).await? }))
+}
+
+/// Keep scopes under a name
+#[utoipa::path(post, path = "/api-keys/presets", tag = "keys", request_body = MakeKeyPreset,
+    responses((status = 201, body = Data<KeyPreset>), (status = "default", body = ErrorBody)))]
+async fn create_preset(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    body: RawBody,
+) -> Result<(StatusCode, Json<Data<KeyPreset>>), Refusal> {
+    let data = app.control.create_preset(&caller, body.parse()?).await?;
+    Ok((StatusCode::CREATED, Json(Data { data })))
+}
+
+/// Forget a preset; keys that were made with it stay as they are
+#[utoipa::path(delete, path = "/api-keys/presets/{name}", tag = "keys", params(("name" = String, Path)),
+    responses((status = 200, body = KeyPresetRemoved), (status = "default", body = ErrorBody)))]
+async fn delete_preset(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Path(name): Path<String>,
+) -> Result<Json<KeyPresetRemoved>, Refusal> {
+    app.control.delete_preset(&caller, &name).await?;
+    Ok(Json(KeyPresetRemoved { name, deleted: true }))
 }
 
 /// List the scoped tokens that hold

@@ -18,6 +18,7 @@ pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod ports;
 pub(crate) mod projects;
+pub(crate) mod quotas;
 pub(crate) mod server;
 pub(crate) mod shares;
 pub(crate) mod snapshot_files;

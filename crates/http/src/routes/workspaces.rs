@@ -5,8 +5,8 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use roost_api::{
     AddMember, ChangeMember, ComputerList, CreateWorkspace, Data, ErrorBody, ListComputers, ListProjects,
-    PageQuery, Project, Removed, UpdatePlace, UsageQuery, UsageReport, Workspace, WorkspaceList,
-    WorkspaceMember, WorkspaceStats,
+    PageQuery, Project, Removed, TransferComputers, TransferredComputers, UpdatePlace, UsageQuery,
+    UsageReport, Workspace, WorkspaceList, WorkspaceMember, WorkspacePolicy, WorkspaceStats,
 };
 use roost_control::{MadeWorkspace, workspace_view};
 use serde_json::{Map, Value};
@@ -22,6 +22,8 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(list, create))
         .routes(routes!(get, change, delete))
         .routes(routes!(settings))
+        .routes(routes!(policy, set_policy, remove_policy))
+        .routes(routes!(transfer))
         .routes(routes!(computers))
         .routes(routes!(projects))
         .routes(routes!(stats))
@@ -97,7 +99,7 @@ async fn delete(
     Ok(Json(Removed::of(found.id.as_uuid())))
 }
 
-/// Replace the settings that clients keep with a workspace
+/// Replace the settings that clients keep with a workspace; limits of the policy among them hold, too
 #[utoipa::path(put, path = "/workspaces/{wid}/settings", tag = "workspaces", params(("wid" = String, Path)),
     request_body = Object,
     responses((status = 200, body = Workspace), (status = "default", body = ErrorBody)))]
@@ -110,6 +112,58 @@ async fn settings(
     let found = app.control.managed_workspace(&caller, &wid).await?;
     let settings: Map<String, Value> = body.parse()?;
     Ok(Json(app.control.set_workspace_settings(&found, settings).await?))
+}
+
+/// What may be in a workspace
+#[utoipa::path(get, path = "/workspaces/{wid}/policy", tag = "workspaces", params(("wid" = String, Path)),
+    responses((status = 200, body = Data<WorkspacePolicy>), (status = "default", body = ErrorBody)))]
+async fn policy(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Path(wid): Path<String>,
+) -> Result<Json<Data<WorkspacePolicy>>, Refusal> {
+    let found = app.control.workspace(&caller, &wid).await?;
+    Ok(Json(Data { data: app.control.policy(&found).await? }))
+}
+
+/// Say what may be in a workspace; what there is stays
+#[utoipa::path(put, path = "/workspaces/{wid}/policy", tag = "workspaces", params(("wid" = String, Path)),
+    request_body = WorkspacePolicy,
+    responses((status = 200, body = Data<WorkspacePolicy>), (status = "default", body = ErrorBody)))]
+async fn set_policy(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Path(wid): Path<String>,
+    body: RawBody,
+) -> Result<Json<Data<WorkspacePolicy>>, Refusal> {
+    let found = app.control.managed_workspace(&caller, &wid).await?;
+    Ok(Json(Data { data: app.control.set_policy(&found, body.parse()?).await? }))
+}
+
+/// Let everything be in a workspace again
+#[utoipa::path(delete, path = "/workspaces/{wid}/policy", tag = "workspaces", params(("wid" = String, Path)),
+    responses((status = 200, body = Data<WorkspacePolicy>), (status = "default", body = ErrorBody)))]
+async fn remove_policy(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Path(wid): Path<String>,
+) -> Result<Json<Data<WorkspacePolicy>>, Refusal> {
+    let found = app.control.managed_workspace(&caller, &wid).await?;
+    Ok(Json(Data { data: app.control.set_policy(&found, WorkspacePolicy::default()).await? }))
+}
+
+/// Bring computers of a workspace to another one, all or none; their snapshots go with them
+#[utoipa::path(post, path = "/workspaces/{wid}/transfer", tag = "workspaces", params(("wid" = String, Path)),
+    request_body = TransferComputers,
+    responses((status = 200, body = Data<TransferredComputers>), (status = "default", body = ErrorBody)))]
+async fn transfer(
+    State(app): State<App>,
+    Auth(caller): Auth,
+    Path(wid): Path<String>,
+    body: RawBody,
+) -> Result<Json<Data<TransferredComputers>>, Refusal> {
+    let found = app.control.managed_workspace(&caller, &wid).await?;
+    Ok(Json(Data { data: app.control.transfer(&caller, &found, body.parse()?).await? }))
 }
 
 /// List the computers of a workspace

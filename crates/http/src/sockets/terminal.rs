@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use super::utf8::Utf8;
 use super::{PING_EVERY, farewell, in_pieces, upgrade};
 use crate::App;
+use crate::client;
 use crate::envelope::Refusal;
 use crate::extract::{bearer, path_id};
 
@@ -48,8 +49,8 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let id = path_id(&mut parts, &app).await?;
     let query = axum::extract::Query::<Asked>::try_from_uri(&parts.uri);
     let asked = query.map(|query| query.0).map_err(|error| ApiError::field("query", error.body_text()))?;
-    let (record, rights) =
-        app.control.authorize_stream(id, asked.auth.as_deref(), bearer(&parts.headers)).await?;
+    let (bearer, from) = (bearer(&parts.headers), client::address(&parts.extensions));
+    let (record, rights) = app.control.authorize_stream(id, asked.auth.as_deref(), bearer, from).await?;
     match rights {
         StreamRights::Control => {}
         StreamRights::View => {

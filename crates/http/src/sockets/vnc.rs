@@ -17,6 +17,7 @@ use serde::Deserialize;
 use super::rfb::ViewOnly;
 use super::{PING_EVERY, close, upgrade};
 use crate::App;
+use crate::client;
 use crate::envelope::Refusal;
 use crate::extract::{bearer, path_id};
 
@@ -34,7 +35,8 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let id = path_id(&mut parts, &app).await?;
     let query = axum::extract::Query::<Credential>::try_from_uri(&parts.uri);
     let token = query.map(|query| query.0).unwrap_or_default().auth;
-    let (record, rights) = app.control.authorize_stream(id, token.as_deref(), bearer(&parts.headers)).await?;
+    let (bearer, from) = (bearer(&parts.headers), client::address(&parts.extensions));
+    let (record, rights) = app.control.authorize_stream(id, token.as_deref(), bearer, from).await?;
     app.control.require_running(&record)?;
     let upgrade = upgrade(&mut parts, &app).await?;
     let display = app.control.open_display(id).await?;

@@ -167,3 +167,46 @@ async fn stops_starts_and_the_timer_at_the_same_time_do_no_harm() {
     server.control.wait_until(id.parse().unwrap(), |record| record.intended.is_none()).await.unwrap();
     assert_eq!(status(&server, &id).await, json!("stopped"));
 }
+
+#[tokio::test]
+async fn a_computer_runs_no_longer_than_it_may() {
+    let server = Server::new().await;
+    let body = json!({ "name": "box", "template_type": "miosa-desktop", "timeout_sec": 3600 });
+    let (_, computer) = server.post("/computers?wait=true", body).await;
+    let path = format!("/computers/{}", computer["id"].as_str().unwrap());
+    assert_eq!(computer["timeout_sec"], json!(3600));
+    let left = computer["timeout_remaining_ms"].as_i64().unwrap();
+    assert!((3_500_000..=3_600_000).contains(&left), "{left}");
+    let (_, none) = server.call(Method::PATCH, &path, json!({ "timeout_sec": null })).await;
+    assert_eq!((&none["timeout_sec"], &none["timeout_remaining_ms"]), (&Value::Null, &Value::Null));
+    let (_, clone) = server.post(&format!("{path}/clone"), json!({ "timeout_sec": 7200 })).await;
+    assert_eq!(clone["timeout_sec"], json!(7200));
+    let mut stream = server.listen(&format!("{path}/events"), None).await;
+    server.call(Method::PATCH, &path, json!({ "timeout_sec": 1 })).await;
+    let heard = stream.until("stopped").await;
+    let told = heard.iter().find(|event| event.kind == "timed_out").unwrap();
+    assert_eq!(told.data["timeout_sec"], json!(1));
+    assert!(server.launcher.has_memory(computer["id"].as_str().unwrap().parse().unwrap()));
+    // A start gives it its time anew.
+    let (status, started) = server.post(&format!("{path}/start"), json!({})).await;
+    assert_eq!((status, &started["status"]), (200, &json!("running")));
+    stream.until("stopped").await;
+    for wrong in [json!(-1), json!("60"), json!(1.5)] {
+        assert_eq!(
+            server.call(Method::PATCH, &path, json!({ "timeout_sec": wrong })).await.0,
+            422,
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_a_computer_goes_on_while_no_server_lives() {
+    let server = Server::new().await;
+    let body = json!({ "name": "box", "template_type": "miosa-desktop", "timeout_sec": 2 });
+    let (_, computer) = server.post("/computers?wait=true", body).await;
+    let id = computer["id"].as_str().unwrap();
+    let server = server.again().await;
+    let mut stream = server.listen(&format!("/computers/{id}/events"), Some("evt_0")).await;
+    assert!(stream.until("stopped").await.iter().any(|event| event.kind == "timed_out"));
+}

@@ -162,7 +162,7 @@ impl Server {
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         assert_eq!(response.headers()["x-accel-buffering"], "no");
-        let mut stream = Listening { body: response.into_body(), text: String::new() };
+        let mut stream = Listening::of(response.into_body());
         assert_eq!(stream.paragraph().await.as_deref(), Some(": connected"));
         stream
     }
@@ -253,6 +253,10 @@ pub struct Heard {
 }
 
 impl Listening {
+    pub fn of(body: Body) -> Self {
+        Self { body, text: String::new() }
+    }
+
     /// The next event; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Heard> {
         loop {
@@ -309,6 +313,7 @@ fn app(control: &Control) -> App {
         domain: "localhost:1".to_owned(),
         rate_limit: None,
         cors_origins: Vec::new(),
+        trusted_proxies: Vec::new(),
     }
 }
 
