@@ -96,6 +96,9 @@ def methods() -> Iterator[Method]:
                 yield from walk(value, f"{path}.{name}")
 
     yield from walk(client, "client")
+    # What is made by a call, for one workspace and for one end user.
+    yield from walk(client.workspaces("x"), "client.workspaces()")
+    yield from walk(client.external_users("x"), "client.external_users()")
     yield from walk(computer, "computer")
 
 
