@@ -124,7 +124,7 @@ def test_keys(client: miosa.Miosa) -> None:
 
 
 def test_key_presets_and_what_happens_to_a_key(client: miosa.Miosa) -> None:
-    name = unique("preset")
+    name = unique("preset").replace(" ", "-")
     client.api_keys.create_preset(name=name, scopes=["computers:read"])
     assert name in {each["name"] for each in client.api_keys.presets()}
     client.api_keys.delete_preset(name)
