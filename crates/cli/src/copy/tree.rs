@@ -477,6 +477,15 @@ mod tests {
         fingerprint(&path)
     }
 
+    /// A connection that is lost.
+    struct Aborted;
+
+    impl Read for Aborted {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        }
+    }
+
     #[test]
     fn a_tree_gets_its_new_name_and_nothing_leads_out_of_it() {
         let directory = tempfile::tempdir().unwrap();
@@ -501,11 +510,14 @@ mod tests {
         }
         std::os::unix::fs::symlink("one", from.join("link")).unwrap();
         let locals = local_tree(from.clone()).await.unwrap();
-        let mut whole = Vec::new();
-        pack(&from, &locals, &mut whole, &ProgressBar::hidden()).unwrap();
+        // As a computer packs it: everything below the directory's own name.
+        let mut packed = tar::Builder::new(Vec::new());
+        packed.follow_symlinks(false);
+        packed.append_dir_all("tree", &from).unwrap();
+        let whole = packed.into_inner().unwrap();
         for cut in [600, 3000, 8000, 12000] {
             let into = base.join(format!("cut-{cut}"));
-            let error = unpack(&whole[..cut], &into, part).unwrap_err();
+            let error = unpack(whole[..cut].chain(Aborted), &into, part).unwrap_err();
             assert!(is_broken_off(&error), "{cut}: {error:?}");
             for local in local_tree(into.clone()).await.unwrap() {
                 if let Kind::File { length, modified } = local.kind {
