@@ -5,17 +5,23 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use roost_guest_proto::v1::files_client::FilesClient;
 use roost_guest_proto::v1::process_client::ProcessClient;
 use roost_guest_proto::v1::run_input::Input;
 use roost_guest_proto::v1::run_output::Output;
 use roost_guest_proto::v1::system_client::SystemClient;
-use roost_guest_proto::v1::{HealthRequest, RunInput, RunStart, UsageRequest, WaitDesktopRequest};
+use roost_guest_proto::v1::{
+    FilePath, FinishFile, HealthRequest, ReadFileRequest, RunInput, RunOutput, RunStart, UsageRequest,
+    WaitDesktopRequest, WriteFileInput, WriteFileStart, write_file_input,
+};
 use tokio::net::UnixStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::Streaming;
 use tonic::body::Body;
 
 /// One connection. Dropping it closes the host's end of the port.
@@ -57,12 +63,52 @@ impl Agent {
         Ok(self.system().usage(UsageRequest {}).await.context("Usage")?.into_inner().cpu_busy_ms)
     }
 
-    /// Runs a command that must succeed, and returns what it printed.
-    pub async fn run(&self, words: &[&str]) -> Result<String> {
+    async fn start(&self, words: &[&str]) -> Result<Streaming<RunOutput>> {
         let argv = words.iter().map(|word| (*word).to_owned()).collect();
         let start = RunInput { input: Some(Input::Start(RunStart { argv, ..RunStart::default() })) };
         let mut client = ProcessClient::with_origin(self.requests.clone(), origin());
-        let mut outputs = client.run(tokio_stream::once(start)).await.context("Run")?.into_inner();
+        Ok(client.run(tokio_stream::once(start)).await.context("Run")?.into_inner())
+    }
+
+    /// Runs a command until it has printed something.
+    pub async fn first_output(&self, words: &[&str]) -> Result<Streaming<RunOutput>> {
+        let mut outputs = self.start(words).await?;
+        while let Some(output) = outputs.message().await.context("Run")? {
+            if let Some(Output::Stdout(_)) = output.output {
+                return Ok(outputs);
+            }
+        }
+        bail!("{words:?} has printed nothing")
+    }
+
+    /// Writes a file, as Roost does.
+    pub async fn write_file(&self, path: &str, pieces: Vec<Bytes>) -> Result<()> {
+        let start =
+            WriteFileStart { file: Some(file(path)), make_directories: true, ..WriteFileStart::default() };
+        let data = pieces.into_iter().map(write_file_input::Input::Data);
+        let inputs = std::iter::once(write_file_input::Input::Start(start))
+            .chain(data)
+            .chain([write_file_input::Input::Finish(FinishFile {})])
+            .map(|input| WriteFileInput { input: Some(input) });
+        let mut client = FilesClient::with_origin(self.requests.clone(), origin());
+        client.write_file(tokio_stream::iter(inputs)).await.context("WriteFile").map(drop)
+    }
+
+    /// Reads a file; how long it is.
+    pub async fn read_file(&self, path: &str) -> Result<usize> {
+        let request = ReadFileRequest { file: Some(file(path)), offset: 0, length: None };
+        let mut client = FilesClient::with_origin(self.requests.clone(), origin());
+        let mut content = client.read_file(request).await.context("ReadFile")?.into_inner();
+        let mut length = 0;
+        while let Some(piece) = content.message().await.context("ReadFile")? {
+            length += piece.data.len();
+        }
+        Ok(length)
+    }
+
+    /// Runs a command that must succeed, and returns what it printed.
+    pub async fn run(&self, words: &[&str]) -> Result<String> {
+        let mut outputs = self.start(words).await?;
         let (mut printed, mut complaints) = (Vec::new(), Vec::new());
         while let Some(output) = outputs.message().await.context("Run")? {
             match output.output {
@@ -82,6 +128,10 @@ impl Agent {
     fn system(&self) -> SystemClient<Requests> {
         SystemClient::with_origin(self.requests.clone(), origin())
     }
+}
+
+fn file(path: &str) -> FilePath {
+    FilePath { path: path.to_owned(), roots: vec!["/".to_owned()] }
 }
 
 /// HTTP/2 requires an origin; the agent looks at none.

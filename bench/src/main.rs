@@ -14,6 +14,7 @@ mod qmp;
 mod report;
 mod roost;
 mod statistics;
+mod streams;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};

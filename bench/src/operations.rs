@@ -26,6 +26,10 @@ pub enum Group {
     Snapshot,
     /// A command in a running computer
     Exec,
+    /// The first byte of a command's stream
+    Stream,
+    /// A file there and back
+    Files,
     /// Screenshot and click
     Desktop,
     /// Many creates and clones at once
@@ -35,12 +39,14 @@ pub enum Group {
 }
 
 impl Group {
-    pub const ALL: [Group; 8] = [
+    pub const ALL: [Group; 10] = [
         Group::Create,
         Group::Stop,
         Group::Clone,
         Group::Snapshot,
         Group::Exec,
+        Group::Stream,
+        Group::Files,
         Group::Desktop,
         Group::Concurrent,
         Group::Idle,
@@ -111,13 +117,15 @@ impl Bench {
             Group::Clone => self.clones().await,
             Group::Snapshot => self.snapshot().await,
             Group::Exec => self.exec().await,
+            Group::Stream => self.stream().await,
+            Group::Files => self.files().await,
             Group::Desktop => self.desktop().await,
             Group::Concurrent => self.concurrent().await,
             Group::Idle => self.idle().await,
         }
     }
 
-    async fn fork(&mut self) -> Result<(Guest, Duration)> {
+    pub async fn fork(&mut self) -> Result<(Guest, Duration)> {
         let template = match self.template.take() {
             Some(template) => template,
             None => self.parts.template().await.context("the floor's template")?,

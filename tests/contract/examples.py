@@ -126,5 +126,11 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
         "PATCH /api/v1/workspaces/{wid}": bodies({"name": "another name"}),
         "POST /api/v1/workspaces/{wid}/members": bodies({"user_id": world.colleague, "role": "member"}),
         "PATCH /api/v1/workspaces/{wid}/members/{user_id}": bodies({"role": "viewer"}),
+        "POST /api/v1/api-keys/presets": bodies({"name": "made-here", "scopes": ["computers:read"]}),
+        "PUT /api/v1/quotas/external/{external_user_id}": bodies({"max_concurrent": 100}),
+        "PUT /api/v1/workspaces/{wid}/policy": bodies({"max_computers": 100}),
+        "POST /api/v1/workspaces/{wid}/transfer": bodies(
+            lambda: {"resource_ids": [world.placed()], "target_workspace_id": world.another_workspace()}
+        ),
         "PUT /api/v1/workspaces/{wid}/settings": bodies({"colour": "red"}),
     }

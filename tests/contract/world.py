@@ -96,7 +96,20 @@ class World:
             "sid": self.snapshot(),
             "another_sid": self.snapshot(),
             "name": self.named(number),
+            "preset": self.preset(number),
         }
+
+    def preset(self, number: str) -> str:
+        made = {"name": f"preset-{number}", "scopes": ["computers:read"]}
+        return api("POST", "/api-keys/presets", made)["data"]["name"]
+
+    def another_workspace(self) -> str:
+        return api("POST", "/workspaces", {"name": f"another {time.time_ns():x}"})["id"]
+
+    def placed(self) -> str:
+        """A computer in the workspace that is worked with."""
+        made = {"name": "placed", "template_type": "miosa-desktop", "workspace_id": self.used["wid"]}
+        return api("POST", "/computers?wait=100", made)["id"]
 
     def delivery(self, hook: str) -> str:
         """Of the event that a computer was stopped."""
@@ -161,7 +174,8 @@ class World:
                 return things["scoped"]
             case "wid" if "/webhooks/" in path:
                 return things["webhook"]
-            case "wid" if "{user_id}" in path:
+            # The other one is gone by then.
+            case "wid" if "{user_id}" in path or path.endswith("/policy"):
                 return self.used["wid"]
             # A member by then.
             case "user_id":
@@ -170,6 +184,8 @@ class World:
                 return things["another_sid"]
             case "name" if "/env/" in path:
                 return things["variable"]
+            case "name" if "/presets/" in path:
+                return things["preset"]
             case "name" if "/regions/" in path:
                 return "local"
             case "name" if "/templates/" in path:

@@ -1,9 +1,8 @@
 """Credits and usage, of a tenant whose credits are counted."""
 
 import miosa
-from miosa.resources.computer import Computer
 
-from conftest import unique
+from conftest import PATIENCE, unique
 
 
 def test_credits_are_spent_by_running(client: miosa.Miosa) -> None:
@@ -19,13 +18,17 @@ def test_credits_are_spent_by_running(client: miosa.Miosa) -> None:
     client.admin.delete_tenant(made["id"])
 
 
-def test_usage_of_a_running_computer(client: miosa.Miosa, computer: Computer) -> None:
+def test_usage_of_a_computer_that_has_run(client: miosa.Miosa) -> None:
+    computer = client.computers.create("meter").wait_until_ready(timeout=PATIENCE, poll_interval=0.2)
+    computer.run("sleep 2")
+    computer.stop()
     used = client.usage.get(group_by="workspace_id")
     workspaces = {each["workspace_id"]: each for each in used["results"]}
-    assert workspaces[computer.data.workspace_id]["computer_seconds"] > 0
+    assert workspaces[computer.data.workspace_id]["computer_seconds"] >= 2
     assert client.usage.get(period="7d")["period_start"] > client.usage.get(period="30d")["period_start"]
     for summary in (client.usage.current(), client.usage.report(used["period_start"], used["period_end"])):
         assert summary["compute_hours"] >= 0
     sessions = client.usage.sessions(computer_id=computer.id)
     assert sessions and {each["computer_id"] for each in sessions} == {computer.id}
-    assert sessions[0]["ended_at"] is None
+    assert sessions[0]["ended_at"] is not None and sessions[0]["duration_sec"] >= 2
+    computer.destroy()

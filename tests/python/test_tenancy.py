@@ -70,6 +70,21 @@ def test_members(client: miosa.Miosa, user: str) -> None:
     client.workspaces.delete(workspace.id)
 
 
+def test_members_by_their_address(client: miosa.Miosa) -> None:
+    tenant = client.account.whoami()["tenant_id"]
+    email = f"{unique('nurse').replace(' ', '-')}@example.org"
+    body = {"name": "nurse", "email": email}
+    user = client._transport.request("POST", f"/admin/tenants/{tenant}/users", json_body=body)["data"]["id"]
+    workspace = client.workspaces.create(unique("ward"))
+    members = client.workspaces(workspace.id).members
+    assert members.invite(email, role="member")["user_id"] == user
+    assert user in {each["user_id"] for each in members.list()}
+    assert members.update_role(user, "viewer")["role"] == "viewer"
+    members.remove(user)
+    assert user not in {each["user_id"] for each in members.list()}
+    client.workspaces.delete(workspace.id)
+
+
 def test_projects(client: miosa.Miosa) -> None:
     workspace, other = (client.workspaces.create(unique(name)) for name in ("ward", "other ward"))
     made = client.projects.create("Records", workspace_id=workspace.id, description="first", metadata={"a": "b"})
@@ -109,7 +124,7 @@ def test_keys(client: miosa.Miosa) -> None:
 
 
 def test_key_presets_and_what_happens_to_a_key(client: miosa.Miosa) -> None:
-    name = unique("preset")
+    name = unique("preset").replace(" ", "-")
     client.api_keys.create_preset(name=name, scopes=["computers:read"])
     assert name in {each["name"] for each in client.api_keys.presets()}
     client.api_keys.delete_preset(name)

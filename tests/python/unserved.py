@@ -129,6 +129,7 @@ UNSERVED = {
     "/computers/{id}/volumes": LATER,
     "/volumes": LATER,
     "/settings": LATER,
+    "/external-users": LATER,
     "/tenant/policy": LATER,
     "/tenant/preview-domain": LATER,
 }

@@ -4,6 +4,8 @@
 //! The tests boot real computers, so all of them are `#[ignore]`; `cargo xtask test` builds what they need
 //! and runs them. `ROOST_BIN` names the program under test.
 
+mod sockets;
+
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+
+pub use sockets::{Framed, PATIENCE, Socket, json_frame};
 
 /// A `roost serve` with a data directory of its own, on a free port of the loopback.
 #[derive(Debug)]
@@ -156,6 +160,17 @@ impl Server {
         Client { http: reqwest::Client::new(), url: self.url.clone(), key: self.key.clone() }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The machine process of a computer that runs.
+    pub fn machine_pid(&self, id: &str) -> Result<u32> {
+        let path = self.machine(id).join("machine.lock");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("no {}", path.display()))?;
+        Ok(text.trim().parse()?)
+    }
+
     /// The memory the server itself holds, in bytes.
     pub fn resident(&self) -> Result<u64> {
         resident(self.process.id())
@@ -214,9 +229,24 @@ fn spawn(data: &Path, settings: &[(&str, String)]) -> Result<(Child, String)> {
 
 /// Resident memory of a process in bytes.
 pub fn resident(pid: u32) -> Result<u64> {
+    memory(pid, "VmRSS:")
+}
+
+fn memory(pid: u32, what: &str) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(what)).with_context(|| format!("no {what}"))?;
     Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
+}
+
+/// The most memory that a process has held since [`forget_peak`], in bytes.
+pub fn peak(pid: u32) -> Result<u64> {
+    memory(pid, "VmHWM:")
+}
+
+/// From now on the peak is that of what follows.
+pub fn forget_peak(pid: u32) -> Result<()> {
+    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("failed to forget the peak of a process")
 }
 
 /// The processes whose command line or working directory names `path`.

@@ -24,10 +24,11 @@ const RUN: &[&str] = &[
 /// From backports on Debian 12, whose own QEMU is older than 9.
 const QEMU: &[&str] = &["qemu-system-x86", "qemu-utils"];
 
-/// To test as a person does: in a browser, with the official client.
+/// To test as a person does: in a browser, by ssh, with the official client.
 const TEST: &[&str] = &[
     "chromium",
     "fonts-dejavu-core",
+    "openssh-client",
     "postgresql",
     "procps",
     "python3",

@@ -256,6 +256,8 @@ pub struct PutFileQuery {
     pub offset: Option<u64>,
     /// Of an upload: how long the file is. It is in its place as soon as it is.
     pub total: Option<u64>,
+    /// When the file was last changed, for copies that keep that; now.
+    pub modified_at: Option<Timestamp>,
 }
 
 /// How far an upload is.

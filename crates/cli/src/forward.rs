@@ -67,10 +67,13 @@ pub(crate) async fn port(client: Client, args: &PortArgs, json: bool) -> anyhow:
     }
 }
 
+/// With it an empty frame says that we have said everything.
+const HALF_CLOSE: &str = "roost-tunnel-v1";
+
 /// One connection, until either side ends it.
 async fn carry(client: &Client, id: ComputerId, port: u16, connection: TcpStream) -> anyhow::Result<()> {
     let url = client.socket_url(&format!("/computers/{id}/tunnel/{port}"));
-    let socket = connect(client, &url, None).await.map_err(|error| match error {
+    let socket = connect(client, &url, Some(HALF_CLOSE)).await.map_err(|error| match error {
         SocketError::Refused(refused) => refused,
         other => other.into(),
     })?;
@@ -79,12 +82,14 @@ async fn carry(client: &Client, id: ComputerId, port: u16, connection: TcpStream
     let (mut reader, mut writer) = connection.into_split();
     let there = async {
         let mut buffer = vec![0; 64 * 1024];
-        while let Ok(count @ 1..) = reader.read(&mut buffer).await {
-            if sink.send(Message::binary(Bytes::copy_from_slice(&buffer[..count]))).await.is_err() {
+        // An empty piece is the end of our side; what the program still says comes until it ends its own.
+        while let Ok(count) = reader.read(&mut buffer).await {
+            let piece = Bytes::copy_from_slice(&buffer[..count]);
+            if sink.send(Message::binary(piece)).await.is_err() || count == 0 {
                 return;
             }
         }
-        // The end of our side; what the program still says comes until it ends its own.
+        // Broken: nobody is there to be answered.
         drop(sink.close().await);
     };
     let back = async {

@@ -75,6 +75,8 @@ pub struct FileUpload {
     pub upload: Option<String>,
     pub offset: u64,
     pub total: Option<u64>,
+    /// `None`: now.
+    pub modified_at: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -162,6 +164,7 @@ impl Control {
             upload: upload.upload.unwrap_or_default(),
             offset: upload.offset,
             total: upload.total,
+            modified_ns: upload.modified_at.map(|time| time.as_micros().saturating_mul(1000)),
         };
         let mut client = self.files(id).await?;
         let most = self.inner.config.files.most_bytes.unwrap_or(u64::MAX);

@@ -286,6 +286,143 @@ async fn nobody_who_changes_names_meanwhile_leads_out() {
 }
 
 #[tokio::test]
+async fn a_file_is_as_old_as_it_is_said_to_be() {
+    let world = World::new().await;
+    for time in [1_234_567_890_123_456_000, -1_000_000_000, 0] {
+        let start = WriteFileStart { modified_ns: Some(time), ..world.start("dated") };
+        let written = world.write(start, b"x").await.unwrap().file.unwrap();
+        assert_eq!(written.modified_ns, time);
+    }
+    let now = world.write(world.start("dated"), b"x").await.unwrap();
+    assert!(now.file.unwrap().modified_ns > 1_234_567_890_123_456_000);
+}
+
+/// Everything that can be asked for, of paths that lead anywhere, one after the other: nothing outside is read or
+/// changed, and every answer is one that a caller can act on.
+#[tokio::test]
+async fn no_order_of_calls_leads_out_or_breaks() {
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+    const NAMES: [&str; 12] =
+        ["a", "b", "c", "x y", "new\nline", "..", ".", "", "out", "in", "../outside", ".12345678.roost-part"];
+    let name = prop::sample::select(&NAMES[..]);
+    let way = prop::collection::vec(name, 0..5).prop_map(|names| names.join("/"));
+    let call = (0..12u8, way.clone(), way, any::<bool>(), 0..3u64);
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+
+    let world = World::new().await;
+    let plant = || {
+        // Gone or changed by what was called before.
+        let _planted = symlink(&world.outside, world.root.join("out"));
+        let _planted = symlink("a", world.root.join("in"));
+    };
+    let before = fs::symlink_metadata(&world.outside).unwrap().mtime_nsec();
+    let fine = [
+        Code::InvalidArgument,
+        Code::PermissionDenied,
+        Code::NotFound,
+        Code::AlreadyExists,
+        Code::FailedPrecondition,
+        Code::OutOfRange,
+        Code::Cancelled,
+    ];
+    for round in 0..600 {
+        plant();
+        let (which, one, other, flag, number) = call.new_tree(&mut runner).unwrap().current();
+        let mut client = world.client();
+        let start = || WriteFileStart { make_directories: flag, ..world.start(&one) };
+        let moving =
+            MoveFileRequest { from: Some(world.path(&one)), to: world.path(&other).path, recursive: flag };
+        let outcome = match which {
+            0 => world.write(start(), b"content").await.map(drop),
+            1 => {
+                let upload = WriteFileStart {
+                    upload: "12345678".to_owned(),
+                    offset: number,
+                    total: Some(number + 7),
+                    ..start()
+                };
+                world.write(upload, b"content").await.map(drop)
+            }
+            2 => world.read(&one, number, flag.then_some(number)).await.map(|(_, content)| {
+                assert_ne!(content, b"secret", "round {round}: {one:?}");
+            }),
+            3 => match client.list_files(world.path(&one)).await {
+                Ok(lists) => lists.into_inner().next().await.unwrap().map(|list| {
+                    let mut names = list.entries.iter().map(|entry| &entry.name[..]);
+                    assert!(!names.any(|name| name == b"secret"), "round {round}: {one:?}");
+                }),
+                Err(status) => Err(status),
+            },
+            4 => {
+                let request =
+                    MakeDirectoryRequest { directory: Some(world.path(&one)), recursive: flag, mode: None };
+                client.make_directory(request).await.map(drop)
+            }
+            5 => client.move_file(moving).await.map(drop),
+            6 => client.copy_file(moving).await.map(drop),
+            7 => client.remove_file(world.path(&one)).await.map(drop),
+            8 => {
+                let request = ChangeModeRequest { file: Some(world.path(&one)), mode: 0o755 };
+                client.change_mode(request).await.map(drop)
+            }
+            9 => match client.pack(world.path(&one)).await {
+                Ok(content) => rest(content.into_inner()).await.map(|archive| {
+                    assert!(!archive.windows(6).any(|piece| piece == b"secret"), "round {round}: {one:?}");
+                }),
+                Err(status) => Err(status),
+            },
+            10 => {
+                let request = SearchFilesRequest {
+                    directory: Some(world.path(&one)),
+                    name: "*".to_owned(),
+                    content: if flag { "secret".to_owned() } else { String::new() },
+                    most: 100,
+                    ..SearchFilesRequest::default()
+                };
+                match client.search_files(request).await {
+                    Ok(found) => match found.into_inner().next().await {
+                        Some(Ok(found)) => {
+                            assert!(!flag, "round {round}: {one:?} leads to {}", found.path);
+                            Ok(())
+                        }
+                        Some(Err(status)) => Err(status),
+                        None => Ok(()),
+                    },
+                    Err(status) => Err(status),
+                }
+            }
+            _ => {
+                let request = UploadStateRequest {
+                    file: Some(world.path(&one)),
+                    upload: "12345678".to_owned(),
+                    discard: flag,
+                };
+                client.upload_state(request).await.map(drop)
+            }
+        };
+        if let Err(status) = outcome {
+            assert!(
+                fine.contains(&status.code()),
+                "round {round}: call {which} of {one:?}, {other:?}: {status:?}"
+            );
+            assert!(!status.message().is_empty());
+        }
+        assert!(world.root.is_dir(), "round {round}: call {which} of {one:?}, {other:?} took the root");
+    }
+    assert_eq!(fs::read(world.outside.join("secret")).unwrap(), b"secret");
+    assert_eq!(fs::read_dir(&world.outside).unwrap().count(), 1);
+    assert_eq!(
+        fs::symlink_metadata(&world.outside).unwrap().mtime_nsec(),
+        before,
+        "something was there meanwhile"
+    );
+}
+
+#[tokio::test]
 async fn directories_are_made_listed_copied_moved_and_removed() {
     let world = World::new().await;
     let directory = |name: &str, recursive| MakeDirectoryRequest {

@@ -35,6 +35,7 @@ async fn main() {
     let engine = if server.store.is_shared() { "PostgreSQL" } else { "SQLite" };
     println!("{computers} computers, {engine}, {WORKERS} callers at a time");
     println!("memory {} MiB before", memory_mib());
+    memory_of_subscribers(&server).await;
 
     let begun = Instant::now();
     let ids = Arc::new(create(&server, computers).await);
@@ -121,9 +122,19 @@ async fn ask(server: &Server, path: &str) -> (u16, String) {
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
+/// While the heap has nothing free that they could take.
+async fn memory_of_subscribers(server: &Server) {
+    let before = memory_kib();
+    let mut streams = Vec::new();
+    for _ in 0..SUBSCRIBERS {
+        streams.push(server.listen("/events/stream", None).await);
+    }
+    let each = (memory_kib() - before) / SUBSCRIBERS as u64;
+    println!("memory {each} KiB for each of {SUBSCRIBERS} subscribers");
+}
+
 /// From a change to its event at each one, and at the last one, of many subscribers.
 async fn events(server: &Arc<Server>, ids: &[String]) {
-    let before = memory_kib();
     let (sender, mut arrived) = tokio::sync::mpsc::unbounded_channel();
     for _ in 0..SUBSCRIBERS {
         let mut stream = server.listen("/events/stream?types=computer.stopped", None).await;
@@ -136,8 +147,7 @@ async fn events(server: &Arc<Server>, ids: &[String]) {
             }
         });
     }
-    let each = memory_kib().saturating_sub(before) / SUBSCRIBERS as u64;
-    println!("memory {} MiB with {SUBSCRIBERS} subscribers, {each} KiB for each", memory_mib());
+    println!("memory {} MiB with {SUBSCRIBERS} subscribers", memory_mib());
     let (mut times, mut last) = (Vec::new(), Vec::new());
     for id in ids.iter().take(CHANGES) {
         let begun = Instant::now();

@@ -1,7 +1,6 @@
 //! Directories as tar archives, both ways.
 
 use std::{
-    ffi::OsStr,
     fs::{self, Metadata},
     io::{self, BufWriter, Read, Write},
     os::unix::fs::MetadataExt,
@@ -130,9 +129,7 @@ pub(super) fn unpack(
     owners: &Owners,
     pieces: mpsc::Receiver<Piece>,
 ) -> Result<UnpackReply, FileError> {
-    let file = start.file.unwrap_or_default();
-    let roots = file.roots.clone();
-    let base = Asked::new(file)?;
+    let base = Asked::new(start.file.unwrap_or_default())?;
     write::ensure_directory(&base, owners)?;
     let broken = |error: io::Error| FileError::Archive(error.to_string());
     let mut archive = tar::Archive::new(Incoming { pieces, rest: Bytes::new(), is_whole: false });
@@ -140,9 +137,7 @@ pub(super) fn unpack(
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let Some(relative) = inside(&entry.path().map_err(broken)?)? else { continue };
-        let path = format!("{}/{relative}", base.text());
-        let asked = base.other(&path, &roots)?;
-        unpack_one(&mut entry, &asked, owners)?;
+        unpack_one(&mut entry, &base.below(&relative)?, owners)?;
         entries += 1;
     }
     let mut rest = archive.into_inner();
@@ -203,22 +198,18 @@ fn set_time(place: &Place, seconds: u64) {
 }
 
 /// A name from an archive as one below the directory; `None` for the directory itself.
-fn inside(path: &Path) -> Result<Option<String>, FileError> {
-    let mut names: Vec<&str> = Vec::new();
+fn inside(path: &Path) -> Result<Option<PathBuf>, FileError> {
+    let mut names = PathBuf::new();
     for component in path.components() {
         match component {
-            Component::Normal(name) => names.push(text(name)?),
+            Component::Normal(name) => names.push(name),
             Component::CurDir => {}
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
                 return Err(FileError::Archive(format!("{path:?} leads out of the archive")));
             }
         }
     }
-    Ok((!names.is_empty()).then(|| names.join("/")))
-}
-
-fn text(name: &OsStr) -> Result<&str, FileError> {
-    name.to_str().ok_or_else(|| FileError::Archive(format!("{name:?} is not UTF-8")))
+    Ok((!names.as_os_str().is_empty()).then_some(names))
 }
 
 /// The pieces of a call as something to read. Their end without a finish is an error, not an end.
@@ -251,7 +242,7 @@ mod tests {
     #[test]
     fn names_in_archives_stay_inside() {
         let name = |path: &str| inside(Path::new(path));
-        assert_eq!(name("a/./b//c").unwrap().as_deref(), Some("a/b/c"));
+        assert_eq!(name("a/./b//c").unwrap().as_deref(), Some(Path::new("a/b/c")));
         assert_eq!(name("./").unwrap(), None);
         for path in ["/etc/passwd", "../x", "a/../../x"] {
             assert!(name(path).is_err(), "{path}");

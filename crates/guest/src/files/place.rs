@@ -21,6 +21,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use super::error::FileError;
 
 const LONGEST_PATH: usize = 4095;
+const TOO_LONG: &str = "it is too long";
 
 /// A path of a call, and the directories it may lead into.
 #[derive(Debug, Clone)]
@@ -45,6 +46,15 @@ impl Asked {
     /// Another path of the same call.
     pub(super) fn other(&self, path: &str, roots: &[String]) -> Result<Self, FileError> {
         Self::new(FilePath { path: path.to_owned(), roots: roots.to_vec() })
+    }
+
+    /// What plain names lead to from here; they may be bytes that are no text.
+    pub(super) fn below(&self, names: &Path) -> Result<Self, FileError> {
+        let path = self.path.join(names);
+        if path.as_os_str().len() > LONGEST_PATH {
+            return Err(FileError::Path { path: path.display().to_string(), why: TOO_LONG });
+        }
+        Ok(self.at(path))
     }
 
     /// A path that the kernel has named.
@@ -134,7 +144,7 @@ fn checked(path: &str) -> Result<PathBuf, FileError> {
         return refuse("it contains a NUL byte");
     }
     if path.len() > LONGEST_PATH {
-        return refuse("it is too long");
+        return refuse(TOO_LONG);
     }
     Ok(PathBuf::from(path))
 }
@@ -216,6 +226,8 @@ impl Place {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn asked(path: &Path, root: &Path) -> Result<Asked, FileError> {
@@ -293,5 +305,67 @@ mod tests {
         assert_eq!(new.real(), root.join("sub/new"));
         let dots = asked(&root.join("sub/.."), &root).unwrap().open().unwrap();
         assert_eq!(dots.real, root);
+    }
+
+    /// One name of a path: what there is, what leads elsewhere, and nonsense.
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof![
+            6 => prop::sample::select(&["a", "b", "file", "link", "out", ".", "..", "", "root", "outside"][..])
+                .prop_map(str::to_owned),
+            1 => "[ -~\n\t\u{1}\u{e9}\u{6771}]{0,6}".prop_filter("a name", |name| !name.contains('/')),
+        ]
+    }
+
+    fn way() -> impl Strategy<Value = String> {
+        prop::collection::vec(name(), 0..7).prop_map(|names| names.join("/"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        /// Links lead anywhere and paths are anything: what is found is inside, and is what the kernel finds.
+        #[test]
+        fn whatever_is_asked_for_is_inside(
+            links in prop::collection::vec((way(), way(), any::<bool>()), 0..6),
+            ways in prop::collection::vec(way(), 1..12),
+        ) {
+            let directory = tempfile::tempdir().unwrap();
+            let base = directory.path().canonicalize().unwrap();
+            let root = base.join("root");
+            for made in [root.join("a/b"), root.join("b"), base.join("outside/a"), base.join("root-beside")] {
+                fs::create_dir_all(made).unwrap();
+            }
+            for file in [root.join("file"), root.join("a/file"), base.join("outside/file")] {
+                fs::write(file, "x").unwrap();
+            }
+            for (at, to, is_absolute) in links {
+                let to = if is_absolute { base.join(to.trim_start_matches('/')) } else { PathBuf::from(to) };
+                // Some of them have no place, or lead nowhere that could be written down.
+                let _planted = symlink(to, root.join(at.trim_start_matches('/')));
+            }
+            let is_inside = |path: &Path| path == root || path.starts_with(&root);
+            for way in ways {
+                let path = format!("{}/{way}", root.display());
+                let Ok(asked) = asked(Path::new(&path), &root) else { continue };
+                if let Ok(opened) = asked.open() {
+                    prop_assert!(is_inside(&opened.real), "{way:?} leads to {:?}", opened.real);
+                    prop_assert_eq!(&opened.real, &fs::canonicalize(&path).unwrap(), "{:?}", way);
+                }
+                for place in [asked.place(), asked.target()].into_iter().flatten() {
+                    let (real, name) = (place.real(), place.name.clone());
+                    prop_assert!(is_inside(&real), "{way:?} would be written to {real:?}");
+                    prop_assert!(name != ".." && name != "." && !name.is_empty(), "{way:?}: {name:?}");
+                    prop_assert_eq!(&fs::canonicalize(&place.real).unwrap(), &place.real);
+                }
+            }
+        }
+
+        #[test]
+        fn no_text_breaks_it(path in any::<String>(), root in any::<String>()) {
+            let file = FilePath { path, roots: vec![root, "/nowhere".to_owned()] };
+            if let Ok(asked) = Asked::new(file) {
+                let _outcome = (asked.open(), asked.place(), asked.target());
+            }
+        }
     }
 }

@@ -91,9 +91,20 @@ pub(super) fn write(
         return Ok(WriteFileReply { file: None, received: part.length });
     }
     let received = part.length;
+    if let Some(time) = start.modified_ns {
+        set_time(&part.file, time).map_err(failed("set the time of"))?;
+    }
     part.put(&place, owner, mode).map_err(failed("write"))?;
     let metadata = fs::symlink_metadata(place.path()).map_err(failed("look at"))?;
     Ok(WriteFileReply { file: Some(info(&place.name, &place.path(), &metadata)), received })
+}
+
+/// When it was changed, in nanoseconds since the Unix epoch.
+fn set_time(file: &File, time: i64) -> io::Result<()> {
+    let since = Duration::from_nanos(time.unsigned_abs());
+    let epoch = SystemTime::UNIX_EPOCH;
+    let time = if time < 0 { epoch.checked_sub(since) } else { epoch.checked_add(since) };
+    file.set_modified(time.ok_or(io::ErrorKind::InvalidInput)?)
 }
 
 /// A file with this content, which must be so long where that is known.

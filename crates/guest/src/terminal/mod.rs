@@ -6,6 +6,7 @@
 
 mod screen;
 mod session;
+mod translate;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -6,6 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+use super::translate::{Target, Translator};
 use crate::process::Size;
 
 /// Lines above the screen.
@@ -13,6 +14,7 @@ const SCROLLBACK: usize = 1000;
 
 pub(super) struct Screen {
     parser: vt100::Parser,
+    translator: Translator,
     size: Size,
 }
 
@@ -24,11 +26,13 @@ impl std::fmt::Debug for Screen {
 
 impl Screen {
     pub(super) fn new(size: Size) -> Self {
-        Self { parser: parser(size, SCROLLBACK), size }
+        Self { parser: parser(size, SCROLLBACK), translator: Translator::default(), size }
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) {
-        self.guarded(|parser| parser.process(bytes));
+        let mut translator = std::mem::take(&mut self.translator);
+        self.guarded(|parser| translator.write(bytes, parser));
+        self.translator = translator;
     }
 
     pub(super) fn resize(&mut self, size: Size) {
@@ -61,7 +65,24 @@ impl Screen {
             picture += &screen.contents_formatted();
         }
         picture += &screen.input_mode_formatted();
+        picture += &self.translator.restore();
         picture.into_bytes()
+    }
+}
+
+impl Target for vt100::Parser {
+    fn process(&mut self, bytes: &[u8]) {
+        Self::process(self, bytes);
+    }
+
+    fn is_behind_last_column(&self) -> bool {
+        let (_, columns) = self.screen().size();
+        self.screen().cursor_position().1 >= columns.get()
+    }
+
+    fn onto_last_column(&mut self) {
+        let (_, columns) = self.screen().size();
+        Self::process(self, format!("\x1b[{columns}G").as_bytes());
     }
 }
 
@@ -157,6 +178,37 @@ mod tests {
         }
         assert_same(&screen, &copy);
         assert_eq!(copy.parser.screen().contents(), "shell\n$ vim");
+    }
+
+    #[test]
+    fn lines_that_are_drawn_with_letters_are_lines() {
+        let mut screen = Screen::new(SIZE);
+        screen.write(b"\x1b(0lqqk\x1b(B plain\r\n\x1b(0");
+        let mut copy = copy(&screen);
+        assert_same(&screen, &copy);
+        assert_eq!(copy.parser.screen().contents(), "┌──┐ plain");
+        // The set is still chosen.
+        copy.write(b"x");
+        assert_eq!(copy.parser.screen().contents(), "┌──┐ plain\n│");
+    }
+
+    #[test]
+    fn the_cursor_stays_on_the_last_column() {
+        let place = |output: &[u8]| {
+            let mut screen = Screen::new(SIZE);
+            screen.write(&[b'x'; 20]);
+            screen.write(output);
+            let (row, column) = screen.parser.screen().cursor_position();
+            (row, column, screen.parser.screen().contents())
+        };
+        let full = "x".repeat(20);
+        assert_eq!(place(b"\x08"), (0, 18, full.clone()));
+        assert_eq!(place(b"\x1b[3D"), (0, 16, full.clone()));
+        assert_eq!(place(b"\x1b[31m\x1b[K"), (0, 19, "x".repeat(19)));
+        // A colour between does not matter to the wrap.
+        assert_eq!(place(b"\x1b[31my"), (1, 1, format!("{full}y")));
+        assert_eq!(place(b"\x1b[?7lyz").2, format!("{}z", "x".repeat(19)));
+        assert_eq!(place(b"\x1b[?7l\x1b[?7hyz").2, format!("{full}yz"));
     }
 
     #[test]

@@ -561,6 +561,7 @@ async fn put(State(app): State<App>, request: Request) -> Result<Response, Refus
         upload: query.upload_id.clone(),
         offset: query.offset.unwrap_or_default(),
         total: query.total,
+        modified_at: query.modified_at,
     };
     let written = app.control.write_file(record.id, upload, body.into_data_stream()).await?;
     match written.file {
@@ -578,34 +579,39 @@ async fn put(State(app): State<App>, request: Request) -> Result<Response, Refus
     }
 }
 
+/// An upload of the caller's: whose file it is, and its id.
+#[derive(Debug)]
+struct Uploading {
+    computer: ComputerId,
+    path: String,
+    upload: String,
+}
+
+impl FromRequestParts<App> for Uploading {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let record = running(parts, app).await?;
+        let PathName(upload) = PathName::from_request_parts(parts, app).await?;
+        let Query(query) = Query::<FileQuery>::from_request_parts(parts, app).await?;
+        Ok(Self { computer: record.id, path: required(query.path, "path")?, upload })
+    }
+}
+
 /// How much of an upload has arrived; 0 where nothing is known of it
 #[utoipa::path(get, path = "/computers/{id}/files/uploads/{name}", tag = "files",
     params(("id" = String, Path), ("name" = String, Path, description = "The upload's id"), FileQuery),
     responses((status = 200, body = UploadProgress), (status = "default", body = ErrorBody)))]
-async fn upload_progress(
-    State(app): State<App>,
-    Target(record): Target,
-    PathName(upload): PathName,
-    Query(query): Query<FileQuery>,
-) -> Result<Json<UploadProgress>, Refusal> {
-    app.control.require_running(&record)?;
-    let path = required(query.path, "path")?;
-    Ok(Json(app.control.upload_state(record.id, &path, &upload, false).await?))
+async fn upload_progress(State(app): State<App>, asked: Uploading) -> Result<Json<UploadProgress>, Refusal> {
+    Ok(Json(app.control.upload_state(asked.computer, &asked.path, &asked.upload, false).await?))
 }
 
 /// Forget an upload
 #[utoipa::path(delete, path = "/computers/{id}/files/uploads/{name}", tag = "files",
     params(("id" = String, Path), ("name" = String, Path, description = "The upload's id"), FileQuery),
     responses((status = 200, body = UploadProgress), (status = "default", body = ErrorBody)))]
-async fn discard_upload(
-    State(app): State<App>,
-    Target(record): Target,
-    PathName(upload): PathName,
-    Query(query): Query<FileQuery>,
-) -> Result<Json<UploadProgress>, Refusal> {
-    app.control.require_running(&record)?;
-    let path = required(query.path, "path")?;
-    Ok(Json(app.control.upload_state(record.id, &path, &upload, true).await?))
+async fn discard_upload(State(app): State<App>, asked: Uploading) -> Result<Json<UploadProgress>, Refusal> {
+    Ok(Json(app.control.upload_state(asked.computer, &asked.path, &asked.upload, true).await?))
 }
 
 /// Unpack a tar archive, which is the body, into a directory
@@ -793,7 +799,31 @@ fn shown(event: &FileEvent) -> Option<Event> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_range_leads_out_of_a_file(
+            range in "(bytes=)?[0-9]{0,21}-[0-9]{0,21}|.{0,20}",
+            size in prop_oneof![0..20u64, any::<u64>()],
+        ) {
+            if let Wanted::Part { first, last } = wanted(&range, size) {
+                prop_assert!(first <= last && last < size, "{range} of {size}: {first}-{last}");
+            }
+        }
+
+        #[test]
+        fn an_upload_has_one_name(path in any::<String>(), sent in any::<String>()) {
+            let name = file_name(&sent);
+            prop_assert!(!name.contains(['/', '\\']));
+            if let Ok(to) = destination(&path, &name) {
+                prop_assert!(!to.ends_with('/') && to.starts_with(&path));
+                prop_assert!(!to.ends_with("/..") || path.ends_with("/.."));
+            }
+        }
+    }
 
     #[test]
     fn ranges_are_read_as_http_says() {

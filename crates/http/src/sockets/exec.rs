@@ -261,7 +261,9 @@ async fn inwards(
 /// What a client's frame asks for. `None`: nothing that we know, which the protocol demands to ignore.
 fn read(framing: Framing, message: Message) -> Result<Option<Input>, (u16, String)> {
     match (framing, message) {
-        (Framing::Binary, Message::Binary(frame)) => Ok(binary_frame(&frame)),
+        (Framing::Binary, Message::Binary(frame)) => {
+            binary_frame(&frame).map_err(|reason| (close_code::POLICY, reason))
+        }
         (Framing::Spawn, Message::Binary(data)) => Ok(Some(Input::Stdin(data))),
         (Framing::Json | Framing::Spawn, Message::Text(text)) => {
             json_frame(text.as_str()).map_err(|reason| (close_code::POLICY, reason))
@@ -347,16 +349,24 @@ fn text(kind: &str, data: String) -> Vec<Message> {
     vec![Message::Text(json!({ "type": kind, "data": data }).to_string().into())]
 }
 
-fn binary_frame(frame: &Bytes) -> Option<Input> {
-    let (channel, payload) = frame.split_first()?;
+fn binary_frame(frame: &Bytes) -> Result<Option<Input>, String> {
+    let Some((channel, payload)) = frame.split_first() else { return Ok(None) };
     match (*channel, payload) {
-        (STDIN, _) => Some(Input::Stdin(frame.slice(1..))),
-        (STDIN_END, _) => Some(Input::CloseStdin(CloseStdin {})),
-        (RESIZE, [rows_high, rows_low, columns_high, columns_low]) => Some(Input::Resize(TerminalSize {
-            rows: u16::from_be_bytes([*rows_high, *rows_low]).into(),
-            columns: u16::from_be_bytes([*columns_high, *columns_low]).into(),
-        })),
-        _ => None,
+        (STDIN, _) => Ok(Some(Input::Stdin(frame.slice(1..)))),
+        (STDIN_END, _) => Ok(Some(Input::CloseStdin(CloseStdin {}))),
+        (RESIZE, [rows_high, rows_low, columns_high, columns_low]) => {
+            let rows = u16::from_be_bytes([*rows_high, *rows_low]);
+            resize(rows.into(), u16::from_be_bytes([*columns_high, *columns_low]).into())
+        }
+        (RESIZE, _) => Err("a resize is two numbers of two bytes each".to_owned()),
+        _ => Ok(None),
+    }
+}
+
+fn resize(rows: u32, columns: u32) -> Result<Option<Input>, String> {
+    match roost_control::terminal_size(rows, columns) {
+        Ok(size) => Ok(Some(Input::Resize(size))),
+        Err(error) => Err(error.message),
     }
 }
 
@@ -383,10 +393,7 @@ fn json_frame(text: &str) -> Result<Option<Input>, String> {
     match frame {
         JsonFrame::Stdin { data } => Ok(Some(Input::Stdin(data.into()))),
         JsonFrame::StdinClose => Ok(Some(Input::CloseStdin(CloseStdin {}))),
-        JsonFrame::Resize { rows, cols } => match roost_control::terminal_size(rows, cols) {
-            Ok(size) => Ok(Some(Input::Resize(size))),
-            Err(error) => Err(error.message),
-        },
+        JsonFrame::Resize { rows, cols } => resize(rows, cols),
         JsonFrame::Signal { signal } => match signal_number(&signal) {
             Some(number) => Ok(Some(Input::Signal(number))),
             None => Err(format!("unknown signal {signal:?}")),
@@ -463,11 +470,15 @@ mod tests {
 
     #[test]
     fn unknown_frames_are_ignored_and_broken_ones_are_not() {
-        assert_eq!(binary_frame(&Bytes::from_static(b"\x77x")), None);
-        assert_eq!(binary_frame(&Bytes::new()), None);
-        assert_eq!(binary_frame(&Bytes::from_static(b"\x05\0")), None);
+        assert_eq!(binary_frame(&Bytes::from_static(b"\x77x")), Ok(None));
+        assert_eq!(binary_frame(&Bytes::new()), Ok(None));
         let resize = Input::Resize(TerminalSize { rows: 40, columns: 260 });
-        assert_eq!(binary_frame(&Bytes::from_static(b"\x05\0\x28\x01\x04")), Some(resize.clone()));
+        assert_eq!(binary_frame(&Bytes::from_static(b"\x05\0\x28\x01\x04")), Ok(Some(resize.clone())));
+        for broken in
+            [&b"\x05"[..], b"\x05\0", b"\x05\0\0\0\x50", b"\x05\xff\xff\0\x50", b"\x05\0\x28\0\x50x"]
+        {
+            assert!(binary_frame(&Bytes::from_static(broken)).is_err(), "{broken:?}");
+        }
         assert_eq!(json_frame(r#"{"type":"resize","rows":40,"cols":260}"#), Ok(Some(resize)));
         assert_eq!(json_frame(r#"{"type":"new-thing"}"#), Ok(None));
         assert_eq!(json_frame(r#"{"type":"signal","signal":"SIGTERM"}"#), Ok(Some(Input::Signal(15))));
@@ -484,16 +495,60 @@ mod tests {
         }
     }
 
+    /// Frames that are nearly right, and any text.
+    fn any_frame() -> impl Strategy<Value = String> {
+        let kind = prop::sample::select(&["stdin", "stdin_close", "resize", "signal", "input", "new"][..]);
+        let value = prop_oneof![
+            any::<i64>().prop_map(|number| number.to_string()),
+            any::<String>().prop_map(|text| serde_json::Value::from(text).to_string()),
+            Just("null".to_owned()),
+            Just("[1]".to_owned()),
+        ];
+        let field = prop::sample::select(&["data", "rows", "cols", "signal", "type"][..]);
+        let fields = prop::collection::vec((field, value), 0..4);
+        let nearly = (kind, fields).prop_map(|(kind, fields)| {
+            let fields: Vec<String> =
+                fields.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
+            format!("{{\"type\":\"{kind}\"{}}}", fields.concat())
+        });
+        prop_oneof![4 => nearly, 1 => any::<String>()]
+    }
+
     proptest! {
         #[test]
         fn a_frame_becomes_what_its_channel_says(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let frame = Bytes::from(bytes);
             match binary_frame(&frame) {
-                Some(Input::Stdin(data)) => prop_assert!(frame[0] == STDIN && data == frame[1..]),
-                Some(Input::CloseStdin(_)) => prop_assert_eq!(frame[0], STDIN_END),
-                Some(Input::Resize(_)) => prop_assert!(frame[0] == RESIZE && frame.len() == 5),
-                Some(other) => prop_assert!(false, "{:?}", other),
-                None => prop_assert!(!matches!(frame.first(), Some(&(STDIN | STDIN_END)))),
+                Ok(Some(Input::Stdin(data))) => prop_assert!(frame[0] == STDIN && data == frame[1..]),
+                Ok(Some(Input::CloseStdin(_))) => prop_assert_eq!(frame[0], STDIN_END),
+                Ok(Some(Input::Resize(size))) => {
+                    prop_assert!(frame[0] == RESIZE && frame.len() == 5);
+                    prop_assert!(roost_control::terminal_size(size.rows, size.columns).is_ok());
+                }
+                Ok(Some(other)) => prop_assert!(false, "{:?}", other),
+                Ok(None) => prop_assert!(!matches!(frame.first(), Some(&(STDIN | STDIN_END | RESIZE)))),
+                Err(reason) => prop_assert!(frame[0] == RESIZE && !reason.is_empty()),
+            }
+        }
+
+        #[test]
+        fn no_text_breaks_the_json_frames(text in any_frame()) {
+            match json_frame(&text) {
+                Ok(Some(Input::Resize(size))) => {
+                    prop_assert!(roost_control::terminal_size(size.rows, size.columns).is_ok());
+                }
+                Ok(_) => prop_assert!(serde_json::from_str::<serde_json::Value>(&text).is_ok()),
+                Err(reason) => prop_assert!(!reason.is_empty()),
+            }
+        }
+
+        #[test]
+        fn no_query_breaks_a_command(query in "[a-z=&%0-9,{}\":;+ \u{e9}]{0,60}|(command|args|env|rows|cols|tty)=.{0,20}") {
+            if let Ok(command) = command(&query) {
+                prop_assert!(!command.argv.is_empty() && !command.argv[0].is_empty());
+                if let Some(size) = command.terminal {
+                    prop_assert!(roost_control::terminal_size(size.rows, size.columns).is_ok());
+                }
             }
         }
 

@@ -220,8 +220,10 @@ fn write(output: Output, text: &mut Utf8) -> Option<Message> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use roost_guest_proto::v1::TerminalSize;
 
+    use super::super::LARGEST_PIECE;
     use super::*;
 
     #[test]
@@ -242,5 +244,43 @@ mod tests {
         assert_eq!(write(Output::Data(Bytes::from_static(b"\xe6\x97")), &mut text), None);
         let whole = write(Output::Data(Bytes::from_static(b"\xa5")), &mut text);
         assert_eq!(whole, Some(Message::Text(r#"{"data":"日","type":"output"}"#.into())));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_typed_arrives_whole(keys in any::<String>(), times in 0..4000usize) {
+            let keys = keys.repeat(times);
+            let frame = json!({ "type": "input", "data": keys }).to_string();
+            let mut typed = Vec::new();
+            for piece in read(&frame).unwrap() {
+                let Input::Data(data) = piece else { panic!("{piece:?}") };
+                prop_assert!(!data.is_empty() && data.len() <= LARGEST_PIECE);
+                typed.extend_from_slice(&data);
+            }
+            prop_assert_eq!(typed, keys.into_bytes());
+        }
+
+        #[test]
+        fn no_text_breaks_it(text in any::<String>(), rows in any::<i64>(), cols in any::<i64>()) {
+            let _refused = read(&text);
+            let frame = json!({ "type": "resize", "rows": rows, "cols": cols }).to_string();
+            match (read(&frame), u32::try_from(rows), u32::try_from(cols)) {
+                (Ok(read), Ok(rows), Ok(columns)) => {
+                    prop_assert_eq!(read, [Input::Resize(TerminalSize { rows, columns })]);
+                    prop_assert!(roost_control::terminal_size(rows, columns).is_ok());
+                }
+                (Ok(_), _, _) => prop_assert!(false, "{frame}"),
+                (Err(reason), _, _) => prop_assert!(!reason.is_empty()),
+            }
+        }
+
+        #[test]
+        fn bytes_that_are_no_text_come_as_text(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..30), 0..10)) {
+            let mut text = Utf8::default();
+            let shown: String = pieces.iter().map(|piece| text.push(piece)).collect();
+            let whole = shown + &text.finish();
+            let all = pieces.concat();
+            prop_assert_eq!(whole, String::from_utf8_lossy(&all));
+        }
     }
 }

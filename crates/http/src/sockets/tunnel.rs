@@ -1,4 +1,7 @@
 //! Raw TCP to a port of a computer: binary frames, both ways. The end of either side ends the socket.
+//!
+//! A WebSocket has no half-close, and TCP has. With the subprotocol `roost-tunnel-v1` an empty frame of the client says
+//! that it has said everything, and what the program answers still comes.
 
 use std::time::Duration;
 
@@ -29,7 +32,8 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 /// Raw TCP to a port of the computer's loopback as a WebSocket
 #[utoipa::path(get, path = "/computers/{id}/tunnel/{port}", tag = "ports",
     params(("id" = String, Path), ("port" = u16, Path)),
-    responses((status = 101, description = "Binary frames; the end of either side closes the socket"),
+    responses((status = 101, description = "Binary frames; the end of either side closes the socket. With the subprotocol \
+            `roost-tunnel-v1` an empty frame of the client ends its side alone"),
         (status = 502, description = "Nothing listens on the port", body = ErrorBody),
         (status = "default", body = ErrorBody)))]
 async fn open(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
@@ -41,8 +45,12 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let upgrade = upgrade(&mut parts, &app).await?;
     let tunnel = app.control.open_port(id, port).await?;
     let control = app.control.clone();
-    Ok(upgrade.protocols(["binary"]).on_upgrade(move |socket| bridge(control, id, socket, tunnel)))
+    Ok(upgrade
+        .protocols([HALF_CLOSE, "binary"])
+        .on_upgrade(move |socket| bridge(control, id, socket, tunnel)))
 }
+
+const HALF_CLOSE: &str = "roost-tunnel-v1";
 
 /// How long a program may take to end the connection after its client has.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -60,10 +68,11 @@ enum End {
 
 /// The two directions do not wait for each other: both sides may be full at once.
 async fn bridge(control: Control, id: ComputerId, socket: WebSocket, tunnel: Tunnel) {
+    let half_closes = socket.protocol().is_some_and(|agreed| agreed == HALF_CLOSE);
     let (mut frames, messages) = socket.split();
     let Tunnel { input, mut output } = tunnel;
     let end = tokio::select! {
-        end = inwards(messages, input) => end,
+        end = inwards(messages, input, half_closes) => end,
         end = outwards(&mut frames, &mut output) => end,
     };
     let goodbye = match end {
@@ -84,9 +93,23 @@ async fn bridge(control: Control, id: ComputerId, socket: WebSocket, tunnel: Tun
     drop(frames.send(goodbye).await);
 }
 
-async fn inwards(mut messages: SplitStream<WebSocket>, input: mpsc::Sender<TunnelInput>) -> End {
+async fn inwards(
+    mut messages: SplitStream<WebSocket>,
+    input: mpsc::Sender<TunnelInput>,
+    half_closes: bool,
+) -> End {
     loop {
         match messages.next().await {
+            Some(Ok(Message::Binary(bytes))) if bytes.is_empty() && half_closes => {
+                drop(input);
+                // Nothing more is said; only that it goes is of interest now.
+                while let Some(Ok(message)) = messages.next().await {
+                    if let Message::Close(_) = message {
+                        break;
+                    }
+                }
+                return End::Client;
+            }
             Some(Ok(Message::Binary(bytes))) => {
                 let piece = TunnelInput { input: Some(Input::Data(bytes)) };
                 if input.send(piece).await.is_err() {

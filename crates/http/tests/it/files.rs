@@ -523,3 +523,57 @@ async fn files_are_for_computers_that_run() {
         assert_eq!((status, &refused["code"]), (409, &json!("COMPUTER_NOT_RUNNING")));
     }
 }
+
+/// Paths of any bytes at every route: refused or not found in words, and never by breaking.
+#[tokio::test]
+async fn no_path_breaks_a_route() {
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::TestRunner;
+
+    let (server, files, shelf) = furnished().await;
+    shelf.put("/workspace/file", b"content");
+    let piece = prop_oneof![
+        "/workspace/file|/workspace|/etc|\\.\\.|/|%|&|\\+|\u{0}|\u{1}|\u{e9}|\u{6771}"
+            .prop_map(String::into_bytes),
+        prop::collection::vec(any::<u8>(), 0..5),
+    ];
+    let path = prop::collection::vec(piece, 0..5).prop_map(|pieces| pieces.concat());
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..150 {
+        let path = path.new_tree(&mut runner).unwrap().current();
+        let encoded: String = path.iter().map(|byte| format!("%{byte:02x}")).collect();
+        let text = String::from_utf8_lossy(&path).into_owned();
+        let mut asked = Vec::new();
+        for route in ["", "/list", "/readdir", "/stat", "/download", "/read", "/search", "/uploads/12345678"]
+        {
+            asked.push((Method::GET, format!("{files}{route}?path={encoded}&name=x"), String::new()));
+        }
+        for (route, more) in
+            [("/content", ""), ("/content", "&upload_id=12345678&total=1&offset=0"), ("/archive", "")]
+        {
+            asked.push((Method::PUT, format!("{files}{route}?path={encoded}{more}"), "x".to_owned()));
+        }
+        let body =
+            json!({ "path": text, "from": text, "to": text, "mode": "0644", "content": text }).to_string();
+        for route in ["/stat", "/write", "/rename", "/copy", "/chmod", "/export"] {
+            asked.push((Method::POST, format!("{files}{route}"), body.clone()));
+        }
+        asked.push((Method::DELETE, files.clone(), body));
+        for (method, path, body) in asked {
+            let request = server.asks(method.clone(), &path).body(Body::from(body)).unwrap();
+            let (parts, body) = server.bytes(request).await;
+            let status = parts.status.as_u16();
+            // The shelf unpacks nothing and looks for nothing.
+            if path.contains("/archive") || path.contains("/search") {
+                continue;
+            }
+            assert!(status < 500, "{method} {path} ({text:?}): {status} {body:?}");
+            if status >= 400 {
+                let refused: serde_json::Value = serde_json::from_slice(&body.unwrap()).unwrap();
+                assert!(refused["code"].is_string() && refused["message"].is_string(), "{path}: {refused}");
+            }
+        }
+    }
+    assert_eq!(shelf.files().keys().filter(|path| path.starts_with("/etc")).count(), 0);
+}
