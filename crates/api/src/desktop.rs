@@ -157,7 +157,7 @@ pub struct WallpaperRequest {
 /// The clipboard's text: body of the route that sets it, answer of the one that reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Clipboard {
-    /// At most 1 MiB. Empty where there is no text.
+    /// At most 512 KiB to set. Empty where there is no text.
     pub text: String,
 }
 

@@ -26,7 +26,8 @@ use crate::guest::Guest;
 use crate::{Control, Failure};
 
 const LONGEST_TEXT: usize = 64 * 1024;
-const LONGEST_CLIPBOARD: usize = 1024 * 1024;
+/// With its escapes it fits the body of a request.
+const LONGEST_CLIPBOARD: usize = 512 * 1024;
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// A drag moves the pointer about this far at a time, in at most so many steps, each with a pause for the program
 /// under it: toolkits take one jump for no drag.

@@ -12,12 +12,11 @@ use std::{
 use tonic::Status;
 use x11rb::{
     connection::{Connection, RequestConnection},
-    errors::{ReplyError, ReplyOrIdError},
     protocol::{
         Event,
         xproto::{
-            Atom, AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, PropMode, Property,
-            SelectionNotifyEvent, SelectionRequestEvent, Timestamp, Window, WindowClass,
+            Atom, AtomEnum, ConnectionExt as _, EventMask, PropMode, Property, SelectionNotifyEvent,
+            SelectionRequestEvent, Timestamp, Window,
         },
     },
     wrapper::ConnectionExt as _,
@@ -81,34 +80,9 @@ struct Desk {
 
 impl Desk {
     fn new(display: Display) -> Result<Self, DisplayError> {
-        let connection = &display.connection;
-        let atoms = Atoms::new(connection)?.reply()?;
-        let window = connection.generate_id().map_err(|error| match error {
-            ReplyOrIdError::IdsExhausted => DisplayError::Lacks("free resource ids"),
-            ReplyOrIdError::ConnectionError(error) => error.into(),
-            ReplyOrIdError::X11Error(error) => ReplyError::X11Error(error).into(),
-        })?;
-        let attributes = CreateWindowAux::new().event_mask(EventMask::PROPERTY_CHANGE);
-        let (class, none) = (WindowClass::INPUT_ONLY, x11rb::COPY_FROM_PARENT);
-        connection
-            .create_window(0, window, display.root, 0, 0, 1, 1, 0, class, none, &attributes)?
-            .check()?;
+        let atoms = Atoms::new(&display.connection)?.reply()?;
+        let window = display.hidden_window()?;
         Ok(Self { display, atoms, window })
-    }
-
-    /// The server's time, which it tells with the change of a property.
-    fn now(&self) -> Result<Timestamp, DisplayError> {
-        let property = self.atoms.ROOST_CLIPBOARD;
-        let kind = AtomEnum::STRING;
-        self.display.connection.change_property8(PropMode::REPLACE, self.window, property, kind, &[])?;
-        self.display.connection.flush()?;
-        let deadline = Instant::now() + PATIENCE;
-        while let Some(event) = self.display.next_event(deadline)? {
-            if let Event::PropertyNotify(change) = event {
-                return Ok(change.time);
-            }
-        }
-        Err(ClipboardError::NoAnswer.into())
     }
 
     fn owner(&self) -> Result<Window, DisplayError> {
@@ -130,7 +104,7 @@ impl Desk {
     /// `None` when the owner has nothing of this kind.
     fn convert(&self, target: Atom) -> Result<Option<Vec<u8>>, DisplayError> {
         let Atoms { CLIPBOARD, ROOST_CLIPBOARD, INCR, .. } = self.atoms;
-        let time = self.now()?;
+        let time = self.display.time(self.window)?;
         self.display.connection.delete_property(self.window, ROOST_CLIPBOARD)?;
         let connection = &self.display.connection;
         connection.convert_selection(self.window, CLIPBOARD, target, ROOST_CLIPBOARD, time)?;
@@ -203,7 +177,7 @@ pub(super) fn write(display: Display, text: String) -> Result<(), DisplayError> 
     if desk.display.connection.maximum_request_bytes() < text.len() + 64 {
         return Err(DisplayError::Lacks("requests of a megabyte (BIG-REQUESTS)"));
     }
-    let since = desk.now()?;
+    let since = desk.display.time(desk.window)?;
     desk.display.connection.set_selection_owner(desk.window, desk.atoms.CLIPBOARD, since)?;
     if desk.owner()? != desk.window {
         return Err(ClipboardError::Taken.into());

@@ -9,7 +9,7 @@ use std::{
     os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -20,12 +20,16 @@ use rustix::{
 use tonic::Status;
 use x11rb::{
     connection::Connection,
-    errors::{ConnectError, ConnectionError, ReplyError},
+    errors::{ConnectError, ConnectionError, ReplyError, ReplyOrIdError},
     protocol::{
         Event,
-        xproto::{Screen, Window},
+        xproto::{
+            AtomEnum, ConnectionExt as _, CreateWindowAux, EventMask, PropMode, Screen, Timestamp, Window,
+            WindowClass,
+        },
     },
     rust_connection::{DefaultStream, RustConnection},
+    wrapper::ConnectionExt as _,
 };
 
 use super::{
@@ -166,7 +170,40 @@ pub(super) struct Display {
     pub(super) screen: Screen,
 }
 
+/// How long the X server may take to say what time it is.
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
 impl Display {
+    /// A window that nobody sees, for what belongs to windows: selections, the time.
+    pub(super) fn hidden_window(&self) -> Result<Window, DisplayError> {
+        let connection = &self.connection;
+        let window = connection.generate_id().map_err(|error| match error {
+            ReplyOrIdError::IdsExhausted => DisplayError::Lacks("free resource ids"),
+            ReplyOrIdError::ConnectionError(error) => error.into(),
+            ReplyOrIdError::X11Error(error) => ReplyError::X11Error(error).into(),
+        })?;
+        let attributes = CreateWindowAux::new().event_mask(EventMask::PROPERTY_CHANGE);
+        let (class, same) = (WindowClass::INPUT_ONLY, x11rb::COPY_FROM_PARENT);
+        connection.create_window(0, window, self.root, 0, 0, 1, 1, 0, class, same, &attributes)?.check()?;
+        Ok(window)
+    }
+
+    /// The X server's time, which it tells with the change of a property of our own window.
+    pub(super) fn time(&self, window: Window) -> Result<Timestamp, DisplayError> {
+        let (name, kind) = (AtomEnum::WM_NAME, AtomEnum::STRING);
+        self.connection.change_property8(PropMode::REPLACE, window, name, kind, &[])?;
+        self.connection.flush()?;
+        let deadline = Instant::now() + TIME_LIMIT;
+        while let Some(event) = self.next_event(deadline)? {
+            if let Event::PropertyNotify(change) = event
+                && change.window == window
+            {
+                return Ok(change.time);
+            }
+        }
+        Err(DisplayError::Lacks("an answer in ten seconds"))
+    }
+
     /// `None` when nothing has come until then.
     pub(super) fn next_event(&self, deadline: Instant) -> Result<Option<Event>, DisplayError> {
         loop {

@@ -236,7 +236,10 @@ impl Windows {
         match change {
             Change::State(state) => match WindowState::try_from(state) {
                 Ok(WindowState::Focused) => {
-                    send(display, window, atoms._NET_ACTIVE_WINDOW, [SOURCE_PAGER, 0, 0, 0, 0])?;
+                    // Without a time the window manager takes that of the last event it saw, and the X server
+                    // refuses to give the keyboard away as of a time at which somebody else got it later.
+                    let now = display.time(display.hidden_window()?)?;
+                    send(display, window, atoms._NET_ACTIVE_WINDOW, [SOURCE_PAGER, now, 0, 0, 0])?;
                     self.wait(display, window, |now| now.focused && !now.minimized)
                 }
                 Ok(WindowState::Maximized) => {
