@@ -25,6 +25,8 @@ use super::display::{Display, DisplayError};
 
 /// For a window manager that does what it was asked. Under emulation on a busy host it has taken seconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Before the keyboard is asked for once more.
+const FOCUS_PATIENCE: Duration = Duration::from_secs(1);
 /// Without an event for this long, a window has the place it will have.
 const SETTLED: Duration = Duration::from_millis(200);
 /// Words of 4 bytes. A desktop with more windows, or a longer title, is cut.
@@ -239,8 +241,15 @@ impl Windows {
                     // Without a time the window manager takes that of the last event it saw, and the X server
                     // refuses to give the keyboard away as of a time at which somebody else got it later.
                     let now = display.time(display.hidden_window()?)?;
+                    let done = |now: &proto::Window| now.focused && !now.minimized;
                     send(display, window, atoms._NET_ACTIVE_WINDOW, [SOURCE_PAGER, now, 0, 0, 0])?;
-                    self.wait(display, window, |now| now.focused && !now.minimized)
+                    if self.wait_for(display, window, FOCUS_PATIENCE, done)? {
+                        return Ok(());
+                    }
+                    // Behind its back somebody may have given the keyboard away; then it does it the second time.
+                    let now = display.time(display.hidden_window()?)?;
+                    send(display, window, atoms._NET_ACTIVE_WINDOW, [SOURCE_PAGER, now, 0, 0, 0])?;
+                    self.wait(display, window, done)
                 }
                 Ok(WindowState::Maximized) => {
                     self.maximize(display, window, STATE_ADD)?;
@@ -320,14 +329,27 @@ impl Windows {
         window: Window,
         done: impl Fn(&proto::Window) -> bool,
     ) -> Result<(), DisplayError> {
-        let deadline = Instant::now() + PATIENCE;
+        if !self.wait_for(display, window, PATIENCE, done)? {
+            tracing::debug!(window, "the window manager has not done it in time");
+        }
+        Ok(())
+    }
+
+    /// Whether it came to be so in that time.
+    fn wait_for(
+        &self,
+        display: &Display,
+        window: Window,
+        patience: Duration,
+        done: impl Fn(&proto::Window) -> bool,
+    ) -> Result<bool, DisplayError> {
+        let deadline = Instant::now() + patience;
         loop {
             if done(&self.one(display, window)?) {
-                return Ok(());
+                return Ok(true);
             }
             if display.next_event(deadline)?.is_none() {
-                tracing::debug!(window, "the window manager has not done it in time");
-                return Ok(());
+                return Ok(false);
             }
         }
     }
