@@ -32,6 +32,7 @@ def archive() -> bytes:
 def examples(world: World) -> dict[str, list[dict[str, Any]]]:
     """By method and path: `body` and `query` of requests that succeed, or what makes them when they are needed."""
     spot = {"x": 20, "y": 30}
+    part = {"x": 20, "y": 30, "width": 40, "height": 50}
     where = {"path": "/workspace/contract"}
     file = {"path": "/workspace/contract/file"}
     key = {"name": "made here"}
@@ -65,11 +66,19 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
         f"POST {of}/commands": bodies({"command": "true"}),
         f"POST {of}/desktop/click": bodies(spot),
         f"POST {of}/desktop/double-click": bodies(spot),
+        f"POST {of}/desktop/hotkey": bodies({"keys": ["ctrl", "shift", "Escape"]}),
         f"POST {of}/desktop/key": bodies({"key": "Escape"}),
         f"POST {of}/desktop/launch": bodies({"app": "xfce4-terminal"}),
         f"POST {of}/desktop/move": bodies(spot),
+        f"GET {of}/desktop/screenshot/region": queries(part),
+        f"POST {of}/desktop/screenshot/region": bodies(part),
         f"POST {of}/desktop/scroll": bodies({"direction": "down"}),
         f"POST {of}/desktop/type": bodies({"text": "a"}),
+        f"POST {of}/desktop/wait": bodies({"seconds": 0.01}, {"ms": 10}),
+        f"POST {of}/desktop/wallpaper": bodies({"path": "/usr/share/backgrounds/roost.png"}),
+        f"POST {of}/desktop/window/focus": bodies(lambda: {"window_id": world.window()}),
+        f"POST {of}/desktop/window/{{wid}}/move": bodies(spot),
+        f"POST {of}/desktop/window/{{wid}}/resize": bodies({"width": 400, "height": 300}),
         f"POST {of}/env": bodies({"name": "MADE_HERE", "value": "1"}, {"name": "MADE_HERE", "value": "2"}),
         f"PATCH {of}/env/{{name}}": bodies({"value": "3"}),
         f"POST {of}/exec": bodies({"command": "true"}, {"command": "false"}),

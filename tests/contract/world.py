@@ -127,6 +127,16 @@ class World:
         """What opens the output of a command; for once."""
         return api("POST", f"/computers/{self.running}/exec/stream", {"command": "echo streamed"})["ticket"]
 
+    def window(self) -> str:
+        """Of some program on the screen; a new one where all were closed."""
+        computer = f"/computers/{self.running}"
+        while not (windows := api("GET", f"{computer}/desktop/windows")):
+            # X tells when it is there.
+            shown = "timeout 100 xdotool search --sync --onlyvisible --class xfce4-terminal"
+            line = f"(xfce4-terminal >/dev/null 2>&1 &); {shown}"
+            api("POST", f"{computer}/exec", {"command": line, "timeout": 110})
+        return windows[0]["id"]
+
     def snapshot(self) -> str:
         path = f"/computers/{self.running}/snapshots"
         made = api("POST", path, {})["data"]["id"]
@@ -174,6 +184,8 @@ class World:
                 return things["scoped"]
             case "wid" if "/webhooks/" in path:
                 return things["webhook"]
+            case "wid" if "/desktop/window/" in path:
+                return self.window()
             # The other one is gone by then.
             case "wid" if "{user_id}" in path or path.endswith("/policy"):
                 return self.used["wid"]

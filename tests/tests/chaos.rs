@@ -54,6 +54,19 @@ enum Victim {
     Qemu,
 }
 
+/// Those die with it.
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let lists = tasks.into_iter().flatten().flatten().map(|task| task.path().join("children"));
+    let text: String = lists.filter_map(|list| std::fs::read_to_string(list).ok()).collect();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// One without a command line has given up its memory already, and is ending.
+fn is_gone(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |command| command.is_empty())
+}
+
 /// A small generator, so that a run can be repeated from its seed.
 struct Dice(u64);
 
@@ -107,19 +120,15 @@ async fn killed_anywhere_nothing_is_lost_and_nothing_is_left() -> Result<()> {
     };
     for number in 0..kills {
         let operation = OPERATIONS[usize::try_from(number)? % OPERATIONS.len()];
+        print!("{:6.1} s  {number:3} {operation:?}: ", begun.elapsed().as_secs_f64());
         let round = world.round(operation).await;
-        let (victim, moment) =
-            round.with_context(|| format!("kill {number}, during {operation:?}, seed {seed}"))?;
-        println!(
-            "{:6.1} s  {number:3} {operation:?}: {victim:?} killed after {moment} ms",
-            begun.elapsed().as_secs_f64()
-        );
+        round.with_context(|| format!("kill {number}, during {operation:?}, seed {seed}"))?;
     }
     world.epilogue().await.with_context(|| format!("seed {seed}"))
 }
 
 impl World {
-    async fn round(&mut self, operation: Operation) -> Result<(Victim, u64)> {
+    async fn round(&mut self, operation: Operation) -> Result<()> {
         while self.marks.len() < POOL {
             let id = self.client.create("chaos").await?;
             self.mark(&id).await?;
@@ -146,6 +155,7 @@ impl World {
             _ => 450,
         });
         tokio::time::sleep(Duration::from_millis(moment)).await;
+        println!("{victim:?} killed after {moment} ms");
         match victim {
             Victim::Server => self.server.kill_and_start_again()?,
             Victim::Machine => self.kill_one(operation, &subject, "roost machine")?,
@@ -174,8 +184,7 @@ impl World {
         if operation == Operation::Delete && matches!(answer, Ok((200, _))) {
             ensure!(self.client.get(&format!("/computers/{subject}")).await?.status == 404, "it is back");
         }
-        self.look().await?;
-        Ok((victim, moment))
+        self.look().await
     }
 
     /// Where the request goes, and what it says.
@@ -248,8 +257,14 @@ impl World {
             }
         }
         if let Some(pid) = processes.iter().max() {
+            let mut doomed = children(*pid);
+            doomed.push(*pid);
             // It may be gone by now, which is as good.
             std::process::Command::new("kill").args(["-9", &pid.to_string()]).output()?;
+            // What still dies looks alive, and the computer as if it ran.
+            while !doomed.iter().all(|pid| is_gone(*pid)) {
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         Ok(())
     }
