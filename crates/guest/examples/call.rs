@@ -95,7 +95,8 @@ async fn input(desktop: &mut DesktopClient<Channel>, actions: impl IntoIterator<
 }
 
 async fn capture(desktop: &mut DesktopClient<Channel>) -> (u32, u32, Vec<u8>) {
-    let mut pieces = desktop.capture(CaptureRequest { region: None, cursor: false }).await.unwrap().into_inner();
+    let mut pieces =
+        desktop.capture(CaptureRequest { region: None, cursor: false }).await.unwrap().into_inner();
     let first = pieces.message().await.unwrap().unwrap();
     let mut rgb = first.rgb.to_vec();
     while let Some(piece) = pieces.message().await.unwrap() {
