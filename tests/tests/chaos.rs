@@ -313,6 +313,28 @@ impl World {
         }
     }
 
+    /// The computer and the directory of its machine, when that is the only one. A move that goes on after a crash is
+    /// not in the status.
+    async fn in_one_place(&self, id: &str) -> Result<(Value, std::path::PathBuf)> {
+        let begun = Instant::now();
+        loop {
+            let computer = self.client.get(&format!("/computers/{id}")).await?.json()?;
+            let machine = match computer["region"].as_str() {
+                Some(FAR) => self.server.machine_in(FAR, id),
+                _ => self.server.machine(id),
+            };
+            let copies = self.server.pools().iter().filter(|pool| pool.join(id).exists()).count();
+            if machine.exists() && copies == 1 {
+                return Ok((computer, machine));
+            }
+            ensure!(
+                begun.elapsed() < Duration::from_secs(240),
+                "files of it in {copies} regions: {computer}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Every computer is what its status says, and has its file.
     async fn look(&mut self) -> Result<()> {
         let list = self.client.get("/computers").await?.json()?;
@@ -321,12 +343,7 @@ impl World {
         self.marks.retain(|id, _| present.contains(&id.as_str()));
         for computer in &computers {
             let id = computer["id"].as_str().context("no id")?;
-            let machine = match computer["region"].as_str() {
-                Some(FAR) => self.server.machine_in(FAR, id),
-                _ => self.server.machine(id),
-            };
-            let copies = self.server.pools().iter().filter(|pool| pool.join(id).exists()).count();
-            ensure!(machine.exists() && copies == 1, "files of it in {copies} regions: {computer}");
+            let (computer, machine) = self.in_one_place(id).await?;
             let running = computer["status"] == "running";
             let Some(mark) = self.marks.get(id).cloned() else {
                 // Made by this round: it has a source's mark, or none. It has done its part.
