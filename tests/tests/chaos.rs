@@ -1,20 +1,16 @@
 //! `kill -9` at random moments of every workflow: the server, a machine process or its QEMU. Afterwards every
-//! computer is what its status says, every acknowledged write and every ready snapshot is there, and nothing else. A
-//! request that is sent again with its `Idempotency-Key` makes nothing more, and no second of running is billed twice.
+//! computer is what its status says, every acknowledged write and every ready snapshot is there, and nothing else.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use reqwest::Method;
 use roost_tests::{Client, Server, processes_naming};
 use serde_json::{Value, json};
 
 /// Three of each workflow. `ROOST_CHAOS_KILLS` sets another number; before a release, some hundreds.
-const KILLS: u32 = 30;
-/// Where moves lead, and back.
-const FAR: &str = "us-east-ny";
+const KILLS: u32 = 27;
 /// Computers that are there between two kills.
 const POOL: usize = 3;
 /// How many of the computers that lost their memory are booted to look at; of the others the disk is read.
@@ -30,11 +26,10 @@ enum Operation {
     Snapshot,
     Restore,
     Resize,
-    Move,
     Delete,
 }
 
-const OPERATIONS: [Operation; 10] = [
+const OPERATIONS: [Operation; 9] = [
     Operation::Create,
     Operation::Stop,
     Operation::Start,
@@ -43,7 +38,6 @@ const OPERATIONS: [Operation; 10] = [
     Operation::Snapshot,
     Operation::Restore,
     Operation::Resize,
-    Operation::Move,
     Operation::Delete,
 ];
 
@@ -103,7 +97,7 @@ async fn killed_anywhere_nothing_is_lost_and_nothing_is_left() -> Result<()> {
         Err(_) => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
     };
     println!("ROOST_CHAOS_SEED={seed}");
-    let server = Server::start_with(&[("ROOST_REGIONS", FAR)])?;
+    let server = Server::start()?;
     let client = server.client();
     let mut world = World {
         server,
@@ -120,15 +114,19 @@ async fn killed_anywhere_nothing_is_lost_and_nothing_is_left() -> Result<()> {
     };
     for number in 0..kills {
         let operation = OPERATIONS[usize::try_from(number)? % OPERATIONS.len()];
-        print!("{:6.1} s  {number:3} {operation:?}: ", begun.elapsed().as_secs_f64());
         let round = world.round(operation).await;
-        round.with_context(|| format!("kill {number}, during {operation:?}, seed {seed}"))?;
+        let (victim, moment) =
+            round.with_context(|| format!("kill {number}, during {operation:?}, seed {seed}"))?;
+        println!(
+            "{:6.1} s  {number:3} {operation:?}: {victim:?} killed after {moment} ms",
+            begun.elapsed().as_secs_f64()
+        );
     }
     world.epilogue().await.with_context(|| format!("seed {seed}"))
 }
 
 impl World {
-    async fn round(&mut self, operation: Operation) -> Result<()> {
+    async fn round(&mut self, operation: Operation) -> Result<(Victim, u64)> {
         while self.marks.len() < POOL {
             let id = self.client.create("chaos").await?;
             self.mark(&id).await?;
@@ -138,24 +136,20 @@ impl World {
             let snapshot = self.client.snapshot(&subject).await?;
             self.keep(&subject, &snapshot)?;
         }
-        if matches!(operation, Operation::Start | Operation::Resize | Operation::Move) {
+        if matches!(operation, Operation::Start | Operation::Resize) {
             self.client.verb(&subject, "stop").await?;
         }
 
         // The operation, and somewhere in it the kill.
-        let key = format!("{:016x}", self.dice.roll(u64::MAX));
-        let (path, body) = self.request(operation, &subject).await?;
-        let running =
-            tokio::spawn(send(self.client.clone(), operation, path.clone(), body.clone(), key.clone()));
+        let request = self.request(operation, &subject)?;
+        let running = tokio::spawn(request);
         let victim = *self.dice.pick(&[Victim::Server, Victim::Server, Victim::Machine, Victim::Qemu]);
         let moment = self.dice.roll(match operation {
             Operation::Delete | Operation::Resize => 60,
             Operation::Stop => 250,
-            Operation::Move => 1200,
             _ => 450,
         });
         tokio::time::sleep(Duration::from_millis(moment)).await;
-        println!("{victim:?} killed after {moment} ms");
         match victim {
             Victim::Server => self.server.kill_and_start_again()?,
             Victim::Machine => self.kill_one(operation, &subject, "roost machine")?,
@@ -164,7 +158,6 @@ impl World {
         self.client = self.server.client();
         let answer = running.await?;
         self.settle().await?;
-        self.ask_again(operation, &path, body, &key, &answer).await?;
 
         // What was acknowledged counts.
         if let Ok((201, body)) = &answer
@@ -184,12 +177,18 @@ impl World {
         if operation == Operation::Delete && matches!(answer, Ok((200, _))) {
             ensure!(self.client.get(&format!("/computers/{subject}")).await?.status == 404, "it is back");
         }
-        self.look().await
+        self.look().await?;
+        Ok((victim, moment))
     }
 
-    /// Where the request goes, and what it says.
-    async fn request(&self, operation: Operation, subject: &str) -> Result<(String, Value)> {
-        Ok(match operation {
+    /// The request, and its status and body if there was an answer at all.
+    fn request(
+        &self,
+        operation: Operation,
+        subject: &str,
+    ) -> Result<impl Future<Output = Result<(u16, Value)>> + Send + use<>> {
+        let client = self.client.clone();
+        let (path, body) = match operation {
             Operation::Create => (
                 "/computers?wait=60".to_owned(),
                 json!({ "name": "chaos", "template_type": "miosa-desktop" }),
@@ -204,57 +203,27 @@ impl World {
                 (format!("/snapshots/{sid}/restore"), json!({}))
             }
             Operation::Resize => (format!("/computers/{subject}/resize"), json!({ "size": "medium" })),
-            Operation::Move => {
-                let computer = self.client.get(&format!("/computers/{subject}")).await?.json()?;
-                let region = if computer["region"] == FAR { "local" } else { FAR };
-                (format!("/computers/{subject}/move"), json!({ "region": region }))
-            }
             Operation::Delete => (format!("/computers/{subject}"), Value::Null),
+        };
+        Ok(async move {
+            let answer = match operation {
+                Operation::Delete => client.delete(&path).await?,
+                _ => client.post(&path, body).await?,
+            };
+            Ok((answer.status.as_u16(), answer.json()?))
         })
-    }
-
-    /// The same request with its key again: it is answered as it was, or nobody knows how far it came. Only what was
-    /// never begun is carried out now.
-    async fn ask_again(
-        &self,
-        operation: Operation,
-        path: &str,
-        body: Value,
-        key: &str,
-        first: &Result<(u16, Value)>,
-    ) -> Result<()> {
-        let count = async || anyhow::Ok(self.client.get("/computers").await?.json()?["total"].clone());
-        let before = count().await?;
-        let (status, again) =
-            send(self.client.clone(), operation, path.to_owned(), body, key.to_owned()).await?;
-        match first {
-            // What may be tried again is not kept: a start that failed with its machine.
-            Ok((first, _)) if *first >= 500 => self.settle().await,
-            Ok((first, body)) => {
-                ensure!((status, &again) == (*first, body), "{first} {body}, and again {status} {again}");
-                ensure!(count().await? == before, "the repeat of an answered request did something");
-                Ok(())
-            }
-            Err(_) if again["code"] == "IDEMPOTENCY_IN_PROGRESS" => {
-                ensure!(status == 409 && count().await? == before, "{status} {again}");
-                Ok(())
-            }
-            // It had not arrived, or its answer was on its way.
-            Err(_) => self.settle().await,
-        }
     }
 
     /// Kills a process of the computer the operation is about, or of any, if it has one.
     fn kill_one(&mut self, operation: Operation, subject: &str, part: &str) -> Result<()> {
+        let machines = self.server.data().join("machines");
         let mut processes = match operation {
             Operation::Create | Operation::Restore => Vec::new(),
-            _ => self.of_computer(subject, part)?,
+            _ => named(&machines.join(subject), part)?,
         };
         if processes.is_empty() {
             // The newest: whatever the operation has just started.
-            for pool in self.server.pools() {
-                processes.extend(named(&pool, part)?);
-            }
+            processes = named(&machines, part)?;
         }
         if let Some(pid) = processes.iter().max() {
             let mut doomed = children(*pid);
@@ -267,15 +236,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    /// Processes of a computer, wherever it is.
-    fn of_computer(&self, id: &str, part: &str) -> Result<Vec<u32>> {
-        let mut found = Vec::new();
-        for pool in self.server.pools() {
-            found.extend(named(&pool.join(id), part)?);
-        }
-        Ok(found)
     }
 
     /// Waits until nothing is on its way any more.
@@ -297,7 +257,7 @@ impl World {
             let mut untrue = Vec::new();
             for computer in computers {
                 let id = computer["id"].as_str().context("no id")?;
-                let alive = !self.of_computer(id, "qemu-system")?.is_empty();
+                let alive = !named(&self.server.machine(id), "qemu-system")?.is_empty();
                 if alive != (computer["status"] == "running") {
                     untrue.push(computer);
                 }
@@ -313,28 +273,6 @@ impl World {
         }
     }
 
-    /// The computer and the directory of its machine, when that is the only one. A move that goes on after a crash is
-    /// not in the status.
-    async fn in_one_place(&self, id: &str) -> Result<(Value, std::path::PathBuf)> {
-        let begun = Instant::now();
-        loop {
-            let computer = self.client.get(&format!("/computers/{id}")).await?.json()?;
-            let machine = match computer["region"].as_str() {
-                Some(FAR) => self.server.machine_in(FAR, id),
-                _ => self.server.machine(id),
-            };
-            let copies = self.server.pools().iter().filter(|pool| pool.join(id).exists()).count();
-            if machine.exists() && copies == 1 {
-                return Ok((computer, machine));
-            }
-            ensure!(
-                begun.elapsed() < Duration::from_secs(240),
-                "files of it in {copies} regions: {computer}"
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
     /// Every computer is what its status says, and has its file.
     async fn look(&mut self) -> Result<()> {
         let list = self.client.get("/computers").await?.json()?;
@@ -343,7 +281,7 @@ impl World {
         self.marks.retain(|id, _| present.contains(&id.as_str()));
         for computer in &computers {
             let id = computer["id"].as_str().context("no id")?;
-            let (computer, machine) = self.in_one_place(id).await?;
+            let machine = self.server.machine(id);
             let running = computer["status"] == "running";
             let Some(mark) = self.marks.get(id).cloned() else {
                 // Made by this round: it has a source's mark, or none. It has done its part.
@@ -417,19 +355,13 @@ impl World {
             ensure!(self.client.output(&id, "cat ~/mark").await? == *mark, "snapshot {sid} is another one");
             ensure!(self.client.delete(&format!("/computers/{id}")).await?.status == 200);
         }
-        self.sessions().await?;
-        for data in self.regions() {
-            for directory in ["layers", "machines"] {
-                check_disks(&data.join(directory))?;
-            }
+        for directory in ["layers", "machines"] {
+            check_disks(&self.server.data().join(directory))?;
         }
         for id in self.marks.keys().cloned().collect::<Vec<_>>() {
             self.remove(&id).await?;
         }
-        // All there are: the answer of a snapshot may have been lost.
-        let snapshots = self.client.get("/snapshots?limit=200").await?.json()?["data"].clone();
-        for snapshot in snapshots.as_array().context("no snapshots")? {
-            let sid = snapshot["id"].as_str().context("no id")?;
+        for sid in self.snapshots.keys() {
             let deleted = self.client.delete(&format!("/snapshots/{sid}")).await?;
             ensure!(deleted.status == 200, "{}", deleted.json()?);
         }
@@ -437,11 +369,9 @@ impl World {
         let begun = Instant::now();
         loop {
             let mut left = Vec::new();
-            for data in self.regions() {
-                for directory in ["machines", "layers", "snapshots"] {
-                    for entry in std::fs::read_dir(data.join(directory))? {
-                        left.push(entry?.path());
-                    }
+            for directory in ["machines", "layers", "snapshots"] {
+                for entry in std::fs::read_dir(self.server.data().join(directory))? {
+                    left.push(entry?.path());
                 }
             }
             if left.is_empty() {
@@ -451,69 +381,6 @@ impl World {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
-
-    /// The data directory of each region.
-    fn regions(&self) -> [PathBuf; 2] {
-        [self.server.data().to_owned(), self.server.data().join("regions").join(FAR)]
-    }
-
-    /// Whatever was killed, the sessions of a computer come one after the other, and only of those that run is one open.
-    async fn sessions(&self) -> Result<()> {
-        let list = self.client.get("/computers").await?.json()?;
-        let computers = list["computers"].as_array().context("no list")?;
-        let all = self.all_sessions().await?;
-        let mut by_computer: BTreeMap<&str, Vec<(&str, Option<&str>)>> = BTreeMap::new();
-        for session in &all {
-            let computer = session["computer_id"].as_str().context("whose?")?;
-            let started = session["started_at"].as_str().context("since when?")?;
-            by_computer.entry(computer).or_default().push((started, session["ended_at"].as_str()));
-        }
-        for (computer, mut runs) in by_computer {
-            runs.sort_unstable();
-            for pair in runs.windows(2) {
-                ensure!(
-                    pair[0].1.is_some_and(|end| end <= pair[1].0),
-                    "{computer} ran twice at once: {runs:?}"
-                );
-            }
-            let runs_now = computers.iter().any(|each| each["id"] == computer && each["status"] == "running");
-            let is_open = runs.last().is_some_and(|(_, end)| end.is_none());
-            ensure!(is_open == runs_now, "{computer} runs: {runs_now}, is billed: {is_open}: {runs:?}");
-        }
-        println!("{} sessions", all.len());
-        Ok(())
-    }
-
-    async fn all_sessions(&self) -> Result<Vec<Value>> {
-        let mut all = Vec::new();
-        loop {
-            let page = all.len() / 100 + 1;
-            let path = format!("/usage/sessions?page_size=100&page={page}");
-            let answer = self.client.get(&path).await?.json()?;
-            let rows = answer["data"].as_array().context("no sessions")?;
-            all.extend(rows.iter().cloned());
-            if rows.len() < 100 {
-                return Ok(all);
-            }
-        }
-    }
-}
-
-/// Its status and body, if there was an answer at all.
-async fn send(
-    client: Client,
-    operation: Operation,
-    path: String,
-    body: Value,
-    key: String,
-) -> Result<(u16, Value)> {
-    let method = if operation == Operation::Delete { Method::DELETE } else { Method::POST };
-    let request =
-        client.http.request(method, format!("{}/api/v1{path}", client.url)).bearer_auth(&client.key);
-    let request = request.header("idempotency-key", key);
-    let response = if body.is_null() { request } else { request.json(&body) }.send().await?;
-    let status = response.status().as_u16();
-    Ok((status, response.json().await?))
 }
 
 fn named(directory: &Path, part: &str) -> Result<Vec<u32>> {
