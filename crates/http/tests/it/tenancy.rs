@@ -150,6 +150,7 @@ impl World {
             "sid" => &self.snapshot,
             "share_id" => &self.share,
             "wid" if route.starts_with("/webhooks") => &self.webhook,
+            "wid" if route.starts_with("/computers") => "0x1c00007",
             "wid" => &self.workspace,
             "did" => &self.delivery,
             "pid" => &self.project,
