@@ -229,9 +229,44 @@ async fn a_screen_looks_the_same_to_whoever_comes() -> Result<()> {
     viewer.press("the last one").await?;
     viewer.until("the last one").await?;
     viewer.is_shared(&client, &id, false).await?;
+    viewer.resize(16, 60).await?;
+    viewer.until("the last one").await?;
+    viewer.is_shared(&client, &id, false).await?;
     client.output(&id, "pkill -x nano").await?;
     viewer.press("clear; echo edited-$((2 + 2))\r").await?;
     viewer.until("edited-4").await?;
+    viewer.is_shared(&client, &id, false).await?;
+
+    // Another one, which knows more of terminals, and its marks for lines that do not fit.
+    viewer.press("vi -u NONE -c 'set nocompatible number ruler showmode' /etc/nanorc\r").await?;
+    viewer.until("  1 #").await?;
+    viewer.is_shared(&client, &id, false).await?;
+    for (rows, columns) in [(30, 100), (12, 40), (24, 80)] {
+        viewer.resize(rows, columns).await?;
+        viewer.press(":set lines?\r").await?;
+        viewer.until(&format!("lines={rows}")).await?;
+        viewer.is_shared(&client, &id, false).await?;
+    }
+    viewer.press("GOtyped here \u{fc}\u{6771}\x1b").await?;
+    viewer.until("typed here").await?;
+    viewer.is_shared(&client, &id, false).await?;
+    viewer.press(":q!\r").await?;
+    viewer.press("clear; echo left-$((2 + 3))\r").await?;
+    viewer.until("left-5").await?;
+    viewer.is_shared(&client, &id, false).await?;
+
+    // Colours, and lines that change by themselves.
+    viewer.press("htop\r").await?;
+    viewer.until("PID").await?;
+    viewer.is_shared(&client, &id, false).await?;
+    viewer.resize(20, 100).await?;
+    viewer.until("PID").await?;
+    viewer.is_shared(&client, &id, false).await?;
+    viewer.resize(24, 80).await?;
+    viewer.is_shared(&client, &id, false).await?;
+    viewer.press("q").await?;
+    viewer.press("clear; echo seen-$((3 + 3))\r").await?;
+    viewer.until("seen-6").await?;
     viewer.is_shared(&client, &id, false).await?;
 
     // A pager and its marks.

@@ -285,6 +285,25 @@ async fn a_dropped_call_ends_its_group() {
     assert!(dropped.elapsed() > Duration::from_secs(4));
 }
 
+/// More than a pipe or a terminal holds, so that somebody has to read it.
+#[tokio::test]
+async fn a_program_can_say_farewell_when_nobody_listens() {
+    let agent = Agent::start(&[]);
+    let channel = agent.connect().await;
+    let directory = tempfile::tempdir().unwrap();
+    for (name, start) in [("pipe", shell as fn(&str) -> RunStart), ("terminal", on_terminal)] {
+        let file = directory.path().join(name);
+        let farewell = format!(
+            "trap 'seq 60000; echo saved >{}; exit' HUP; echo ready; while :; do sleep 7138; done",
+            file.display()
+        );
+        let (inputs, mut outputs) = open(&channel, start(&farewell)).await.unwrap();
+        while !matches!(outputs.message().await.unwrap().unwrap().output, Some(Output::Stdout(_))) {}
+        drop((inputs, outputs));
+        within("the last words", || std::fs::read(&file).is_ok_and(|text| text == b"saved\n")).await;
+    }
+}
+
 #[tokio::test]
 async fn a_broken_connection_ends_its_calls() {
     let agent = Agent::start(&[]);

@@ -35,7 +35,7 @@ use roost_guest_proto::v1::{
 };
 use rustix::process::Signal;
 use tokio::{
-    io::{AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::unix::pipe,
     sync::mpsc,
 };
@@ -192,13 +192,14 @@ async fn supervise(
         Ending::Abandoned(status) => (false, Some(status)),
     };
     if let Some(status) = abandoned {
-        drop(pumps);
+        // The pumps go on: a program that says farewell must not die of nobody listening.
         let (sent, ended) = tokio::join!(output.send(Err(status)), hang_up(leader));
         // That the call is gone is the usual reason to be here.
         let _call_gone = sent;
         if let Err(error) = ended {
             tracing::warn!(%error, "end a process whose call was dropped");
         }
+        drop(pumps);
         return;
     }
     let duration_ms = milliseconds(limits.began);
@@ -384,7 +385,8 @@ impl Keyboard {
     }
 }
 
-/// Carries one output stream until its end or, once the leader has ended, until what is in the pipe now.
+/// Carries one output stream until its end or, once the leader has ended, until what is in the pipe now. When nobody
+/// wants it any more, it goes nowhere.
 async fn pump(
     pipe: pipe::Receiver,
     wrap: fn(Bytes) -> Output,
@@ -399,7 +401,7 @@ async fn pump(
             ready = pipe.readable() => if ready.is_err() { return },
         }
         // Room first: what has been read must not wait in memory.
-        let Ok(place) = output.reserve().await else { return };
+        let Ok(place) = output.reserve().await else { return discard(pipe).await };
         buffer.reserve(CHUNK);
         match pipe.try_read_buf(&mut buffer) {
             Ok(0) => return,
@@ -429,7 +431,7 @@ async fn pump_terminal(mut pty: Pty, output: mpsc::Sender<Sent>, leader_ended: C
     let mut buffer = BytesMut::new();
     loop {
         // Room first: what has been read must not wait in memory.
-        let Ok(place) = output.reserve().await else { return };
+        let Ok(place) = output.reserve().await else { return discard(pty).await };
         buffer.reserve(CHUNK);
         tokio::select! {
             read = pty.read_buf(&mut buffer) => if !read.is_ok_and(|count| left.count(count)) { return },
@@ -437,6 +439,12 @@ async fn pump_terminal(mut pty: Pty, output: mpsc::Sender<Sent>, leader_ended: C
         }
         place.send(Ok(RunOutput { output: Some(Output::Stdout(buffer.split().freeze())) }));
     }
+}
+
+/// Reads to the end for nobody.
+async fn discard(mut output: impl AsyncRead + Unpin) {
+    // An error is an end, too: that of a terminal is one.
+    let _end = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
 }
 
 /// How much of a terminal's output is still its leader's, once that has ended.

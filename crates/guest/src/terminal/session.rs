@@ -49,6 +49,8 @@ pub(super) struct Session {
 struct State {
     screen: Screen,
     size: Size,
+    /// After which byte the size changed, and to which, for as long as that byte is kept.
+    resizes: VecDeque<Resize>,
     /// The bytes that end at `end`.
     recent: VecDeque<u8>,
     /// Bytes that the program has written since it began.
@@ -56,10 +58,33 @@ struct State {
     /// How far each viewer is.
     places: BTreeMap<u64, u64>,
     next_viewer: u64,
+    next_resize: u64,
     exit: Option<RunExit>,
 }
 
+/// A change of the size has its place among the bytes: what was written before it was written for the other size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Resize {
+    number: u64,
+    after: u64,
+    size: Size,
+}
+
 impl State {
+    fn new(size: Size) -> Self {
+        Self {
+            screen: Screen::new(size),
+            size,
+            resizes: VecDeque::new(),
+            recent: VecDeque::new(),
+            end: 0,
+            places: BTreeMap::new(),
+            next_viewer: 0,
+            next_resize: 0,
+            exit: None,
+        }
+    }
+
     fn start(&self) -> u64 {
         self.end - self.recent.len() as u64
     }
@@ -70,19 +95,56 @@ impl State {
         self.recent.extend(bytes);
         let beyond = self.recent.len().saturating_sub(RECENT);
         self.recent.drain(..beyond);
+        while self.resizes.front().is_some_and(|resize| resize.after < self.start()) {
+            self.resizes.pop_front();
+        }
     }
 
-    /// The bytes from `place` on, as many as go in one piece.
-    fn since(&self, place: u64) -> Bytes {
+    fn resize(&mut self, size: Size) {
+        self.size = size;
+        self.screen.resize(size);
+        // Of several between the same two bytes the last one counts.
+        self.resizes.pop_back_if(|resize| resize.after == self.end);
+        self.resizes.push_back(Resize { number: self.next_resize, after: self.end, size });
+        self.next_resize += 1;
+    }
+
+    /// The bytes from `place` to `until`, as many as go in one piece.
+    fn since(&self, place: u64, until: u64) -> Bytes {
         let offset = usize::try_from(place - self.start()).unwrap_or(usize::MAX).min(self.recent.len());
-        let mut piece = BytesMut::with_capacity((self.recent.len() - offset).min(CHUNK));
-        piece.extend(self.recent.range(offset..).take(CHUNK));
+        let length = usize::try_from(until - place).unwrap_or(usize::MAX).min(CHUNK);
+        let mut piece = BytesMut::with_capacity((self.recent.len() - offset).min(length));
+        piece.extend(self.recent.range(offset..).take(length));
         piece.freeze()
+    }
+
+    /// What is next for a viewer who has seen all up to `place` and the resizes before `next_resize`.
+    fn next(&self, place: u64, next_resize: u64) -> Next {
+        if place < self.start() {
+            return Next::Picture;
+        }
+        let resize = self.resizes.iter().find(|resize| resize.number >= next_resize);
+        match resize {
+            Some(resize) if resize.after <= place => Next::Resize(*resize),
+            _ if place < self.end => {
+                Next::Data(self.since(place, resize.map_or(self.end, |resize| resize.after)))
+            }
+            _ => Next::Nothing,
+        }
     }
 
     fn somebody_keeps_up(&self) -> bool {
         self.places.is_empty() || self.places.values().any(|place| self.end - place < RECENT as u64 / 2)
     }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// What came after the viewer's place is forgotten.
+    Picture,
+    Resize(Resize),
+    Data(Bytes),
+    Nothing,
 }
 
 /// What the tasks of a session own.
@@ -100,22 +162,13 @@ impl Session {
             return Err(Status::internal("a session was started without a terminal"));
         };
         let (keyboard, writer) = Keyboard::new(pty.clone());
-        let state = State {
-            screen: Screen::new(size),
-            size,
-            recent: VecDeque::new(),
-            end: 0,
-            places: BTreeMap::new(),
-            next_viewer: 0,
-            exit: None,
-        };
         let session = Arc::new(Self {
             id: Uuid::new_v4().to_string(),
             program,
             began: Instant::now(),
             pty,
             keyboard,
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(size)),
             news: watch::Sender::new(()),
             progress: watch::Sender::new(()),
             viewers: watch::Sender::new(0),
@@ -148,8 +201,7 @@ impl Session {
             return Ok(());
         }
         self.pty.resize(size).map_err(|error| Status::internal(format!("resize the terminal: {error}")))?;
-        state.size = size;
-        state.screen.resize(size);
+        state.resize(size);
         drop(state);
         self.news.send_replace(());
         Ok(())
@@ -231,14 +283,15 @@ impl Session {
         let mut state = self.state();
         let number = state.next_viewer;
         state.next_viewer += 1;
-        let (picture, size, end) = (state.screen.picture(), state.size, state.end);
-        state.places.insert(number, end);
+        let (picture, size, place) = (state.screen.picture(), state.size, state.end);
+        let next_resize = state.next_resize;
+        state.places.insert(number, place);
         drop(state);
         self.viewers.send_modify(|count| *count += 1);
         let greeting = Shown::Attached(self.info());
         let mut pending = VecDeque::from([greeting]);
         pending.extend(in_pieces(picture));
-        Viewer { session: self, number, news, size, place: end, pending }
+        Viewer { session: self, number, news, size, place, next_resize, pending }
     }
 }
 
@@ -278,6 +331,7 @@ pub(super) struct Viewer<'a> {
     news: watch::Receiver<()>,
     size: Size,
     place: u64,
+    next_resize: u64,
     pending: VecDeque<Shown>,
 }
 
@@ -301,21 +355,26 @@ impl Viewer<'_> {
         let mut state = self.session.state();
         state.places.insert(self.number, self.place);
         self.session.progress.send_replace(());
-        if self.size != state.size {
-            self.size = state.size;
-            return Some(Shown::Resized(self.size));
+        match state.next(self.place, self.next_resize) {
+            Next::Picture => {
+                (self.place, self.next_resize) = (state.end, state.next_resize);
+                if self.size != state.size {
+                    self.size = state.size;
+                    self.pending.push_back(Shown::Resized(self.size));
+                }
+                self.pending.extend(in_pieces(state.screen.picture()));
+                self.pending.pop_front()
+            }
+            Next::Resize(resize) => {
+                (self.next_resize, self.size) = (resize.number + 1, resize.size);
+                Some(Shown::Resized(self.size))
+            }
+            Next::Data(piece) => {
+                self.place += piece.len() as u64;
+                Some(Shown::Data(piece))
+            }
+            Next::Nothing => state.exit.map(Shown::Exit),
         }
-        if self.place < state.start() {
-            self.place = state.end;
-            self.pending.extend(in_pieces(state.screen.picture()));
-            return self.pending.pop_front();
-        }
-        if self.place < state.end {
-            let piece = state.since(self.place);
-            self.place += piece.len() as u64;
-            return Some(Shown::Data(piece));
-        }
-        state.exit.map(Shown::Exit)
     }
 }
 
@@ -331,35 +390,50 @@ impl Drop for Viewer<'_> {
 mod tests {
     use super::*;
 
-    fn state() -> State {
-        let size = Size { rows: 4, columns: 10 };
-        State {
-            screen: Screen::new(size),
-            size,
-            recent: VecDeque::new(),
-            end: 0,
-            places: BTreeMap::new(),
-            next_viewer: 0,
-            exit: None,
-        }
-    }
+    const SIZE: Size = Size { rows: 4, columns: 10 };
 
     #[test]
     fn only_the_newest_bytes_are_kept() {
-        let mut state = state();
+        let mut state = State::new(SIZE);
         let piece = vec![b'x'; RECENT / 2 + 1];
         state.write(&piece);
         assert_eq!((state.start(), state.end), (0, piece.len() as u64));
         state.write(&piece);
         assert_eq!((state.start(), state.recent.len()), (2, RECENT));
-        assert_eq!(state.since(state.end), Bytes::new());
-        assert_eq!(state.since(state.end - 3), "xxx");
-        assert_eq!(state.since(state.start()).len(), CHUNK);
+        assert_eq!(state.since(state.end, state.end), Bytes::new());
+        assert_eq!(state.since(state.end - 3, state.end), "xxx");
+        assert_eq!(state.since(state.start(), state.end).len(), CHUNK);
+        assert_eq!(state.next(1, 0), Next::Picture);
+    }
+
+    #[test]
+    fn a_resize_comes_between_what_was_written_before_it_and_after_it() {
+        let mut state = State::new(SIZE);
+        let (middle, last) = (Size { rows: 5, columns: 20 }, Size { rows: 6, columns: 30 });
+        state.write(b"before");
+        state.resize(Size { rows: 9, columns: 9 });
+        state.resize(middle);
+        state.write(b"between");
+        state.resize(last);
+        let resize = |number, after, size| Next::Resize(Resize { number, after, size });
+        assert_eq!(state.next(0, 0), Next::Data("before".into()));
+        assert_eq!(state.next(4, 0), Next::Data("re".into()));
+        assert_eq!(state.next(6, 0), resize(1, 6, middle));
+        // Who has seen the first of the two sees the other as well.
+        assert_eq!(state.next(6, 1), resize(1, 6, middle));
+        assert_eq!(state.next(6, 2), Next::Data("between".into()));
+        assert_eq!(state.next(13, 2), resize(2, 13, last));
+        assert_eq!(state.next(13, 3), Next::Nothing);
+        // They are forgotten with the bytes around them.
+        state.write(&vec![b'x'; RECENT]);
+        assert_eq!(state.resizes.iter().map(|resize| resize.size).collect::<Vec<_>>(), [last]);
+        state.write(b"x");
+        assert!(state.resizes.is_empty());
     }
 
     #[test]
     fn the_fastest_viewer_decides_how_fast_it_goes() {
-        let mut state = state();
+        let mut state = State::new(SIZE);
         state.write(&vec![b'x'; RECENT]);
         assert!(state.somebody_keeps_up(), "nobody watches");
         state.places.insert(0, 0);
