@@ -64,6 +64,11 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
         f"PATCH {of}/auto-stop": bodies({"auto_stop_seconds": 3600}),
         f"POST {of}/clone": bodies({}),
         f"POST {of}/commands": bodies({"command": "true"}),
+        f"POST {of}/desktop/actions": bodies(
+            {"actions": [{"type": "move", **spot}]},
+            {"actions": [{"type": "key", "key": "Escape"}], "screenshot": {"format": "webp", "quiet_ms": 0}},
+            {"actions": [{"type": "wait_until_settled", "quiet_ms": 10, "timeout_ms": 50}]},
+        ),
         f"POST {of}/desktop/click": bodies(spot),
         f"POST {of}/desktop/double-click": bodies(spot),
         f"POST {of}/desktop/hotkey": bodies({"keys": ["ctrl", "shift", "Escape"]}),

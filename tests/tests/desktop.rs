@@ -1,6 +1,7 @@
 //! Eyes and hands on a real desktop: windows, clipboard, keys and buttons that stay down, drags, pictures.
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
 use reqwest::StatusCode;
 use roost_tests::{Answer, Client, Picture, Server};
 use serde_json::{Value, json};
@@ -288,6 +289,107 @@ async fn moved(desktop: &Desktop, id: &str, to: (i64, i64)) -> Result<()> {
         }
     }
     anyhow::bail!("not at {to:?}: {window}")
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn one_request_does_many_things_and_waits_for_the_screen() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    let all = async |body: Value| -> Result<Value> {
+        let answer = desktop.post("actions", body).await?;
+        ensure!(answer.status == 200, "{}", answer.json()?);
+        answer.json()
+    };
+    // A menu comes up, and is seen to come up although nobody asks again and again.
+    let before = desktop.client.screenshot(&desktop.id).await?;
+    let menu = all(json!({
+        "actions": [
+            { "type": "right_click", "x": 1000, "y": 300 },
+            { "type": "wait_for_change", "timeout_ms": 30000 },
+            { "type": "wait_until_settled", "timeout_ms": 30000 },
+        ],
+        "screenshot": { "timeout_ms": 30000 },
+    }))
+    .await?;
+    ensure!(menu["success"] == true, "{menu}");
+    let reached: Vec<_> = menu["waits"]
+        .as_array()
+        .context("waits")?
+        .iter()
+        .map(|wait| (&wait["action"], &wait["reached"]))
+        .collect();
+    ensure!(reached == [(&json!(1), &json!(true)), (&json!(2), &json!(true))], "{reached:?}");
+    let picture = &menu["screenshot"];
+    ensure!(picture["media_type"] == "image/png" && picture["settled"] == true, "{}", picture["settled"]);
+    let data =
+        base64::engine::general_purpose::STANDARD.decode(picture["data"].as_str().context("no data")?)?;
+    let shown = Picture::decode(&data)?;
+    let differs = |picture: &Picture| {
+        (0..200)
+            .flat_map(|x| (0..200).map(move |y| (1001 + x, 301 + y)))
+            .filter(|(x, y)| picture.pixel(*x, *y) != before.pixel(*x, *y))
+            .count()
+    };
+    ensure!(differs(&shown) > 1000, "no menu: {} pixels", differs(&shown));
+    let gone = all(json!({
+        "actions": [{ "type": "key", "key": "Escape" }],
+        "screenshot": { "region": { "x": 1001, "y": 301, "width": 200, "height": 200 }, "timeout_ms": 30000 },
+    }))
+    .await?;
+    ensure!(gone["screenshot"]["settled"] == true && gone["waits"] == json!([]), "{gone}");
+
+    // Where nothing happens, the time is over, and that is no error.
+    let nothing = json!({ "x": 900, "y": 500, "width": 40, "height": 40 });
+    let waited =
+        all(json!({ "actions": [{ "type": "wait_for_change", "timeout_ms": 300, "region": nothing }] }))
+            .await?;
+    ensure!(waited["waits"][0]["reached"] == false && waited["screenshot"].is_null(), "{waited}");
+    ensure!(waited["waits"][0]["waited_ms"].as_u64().is_some_and(|waited| waited >= 300), "{waited}");
+
+    // Writing, marking and copying in one.
+    desktop.open("mousepad", "Mousepad").await?;
+    all(json!({ "actions": [
+        { "type": "type", "text": "eins \u{4e8c} three" },
+        { "type": "hotkey", "keys": ["ctrl", "a"] },
+        { "type": "wait", "seconds": 0.1 },
+        { "type": "key", "key": "ctrl+c" },
+    ] }))
+    .await?;
+    copied(&desktop, "eins \u{4e8c} three").await?;
+
+    // All is looked at before the first is done.
+    desktop.act("move", json!({ "x": 5, "y": 6 })).await?;
+    let far = json!({ "type": "move", "x": 700, "y": 700 });
+    for (wrong, word) in [
+        (json!({ "type": "key", "key": "nosuchkey" }), "actions[1].key"),
+        (json!({ "type": "click", "x": 1 }), "y"),
+        (json!({ "type": "dance" }), "dance"),
+        (json!({ "type": "wait", "seconds": 61 }), "actions[1].seconds"),
+        (json!({ "type": "wait_until_settled", "timeout_ms": 60001 }), "actions[1].timeout_ms"),
+    ] {
+        desktop.refused("actions", json!({ "actions": [far, wrong] }), 422, word).await?;
+    }
+    let long = json!({ "type": "wait", "seconds": 50 });
+    desktop.refused("actions", json!({ "actions": [far, long, long, long] }), 422, "120 s").await?;
+    desktop.refused("actions", json!({ "actions": [] }), 422, "between 1 and 100").await?;
+    let quality = json!({ "actions": [far], "screenshot": { "quality": 80 } });
+    desktop.refused("actions", quality, 422, "quality").await?;
+    ensure!(desktop.get("cursor").await? == json!({ "x": 5, "y": 6 }), "a refused request was begun");
+
+    for (query, schema) in [
+        ("tools", "/tools/0/input_schema"),
+        ("tools?format=openai", "/tools/0/function/parameters"),
+        ("tools?format=mcp", "/tools/0/inputSchema"),
+    ] {
+        let tools = desktop.get(query).await?;
+        ensure!(
+            tools.pointer(schema).is_some_and(|schema| schema["required"] == json!(["actions"])),
+            "{tools}"
+        );
+        ensure!(tools.to_string().contains("1280x720"), "{tools}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -267,7 +267,7 @@ pub struct ScreenSize {
     pub height: u32,
 }
 
-fn null_is_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
+pub(crate) fn null_is_default<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())

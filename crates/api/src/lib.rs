@@ -1,5 +1,6 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod action;
 mod address;
 mod app;
 mod auto_stop;
@@ -27,6 +28,10 @@ mod terminal;
 mod time;
 mod webhook;
 
+pub use action::{
+    ActionWait, ActionsAnswer, ActionsPicture, ActionsRequest, ActionsScreenshot, DesktopAction, ToolFormat,
+    Tools, ToolsQuery, WaitForChange, WaitUntilSettled,
+};
 pub use address::{AddressRange, NotAnAddressRange, admits};
 pub use app::{
     App, AppList, Catalog, CatalogApp, Installation, InstallationStatus, Installations, LaunchRequest,

@@ -14,12 +14,13 @@ use std::{
 
 use roost_guest_proto::v1::{
     Button, CaptureRequest, ChangeWindowRequest, CursorRequest, HealthRequest, InputAction, InputRequest,
-    KeyChord, Point, ReadClipboardRequest, Region, ScreenRequest, Scroll, TypeSlowly, WaitDesktopRequest,
-    WindowState, WindowsRequest, WriteClipboardRequest, change_window_request::Change,
-    desktop_client::DesktopClient, input_action::Action, system_client::SystemClient,
+    KeyChord, Point, ReadClipboardRequest, Region, ScreenEvent, ScreenRequest, Scroll, TypeSlowly,
+    WaitDesktopRequest, WatchScreenReply, WatchScreenRequest, WindowState, WindowsRequest,
+    WriteClipboardRequest, change_window_request::Change, desktop_client::DesktopClient,
+    input_action::Action, system_client::SystemClient,
 };
 use tempfile::TempDir;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 use x11rb::{
     connection::Connection,
     protocol::{
@@ -224,6 +225,68 @@ async fn the_picture_is_what_is_on_the_screen() {
     let all = (0..20).map(|_| capture(&channel, None));
     futures_util::future::try_join_all(all).await.unwrap();
     eprintln!("20 captures of 640x400: {:?}", began.elapsed());
+}
+
+async fn watch(
+    channel: &Channel,
+    until: ScreenEvent,
+    times: (u32, u32),
+    region: Option<Region>,
+) -> Streaming<WatchScreenReply> {
+    let (quiet_ms, timeout_ms) = times;
+    let request = WatchScreenRequest { until: until.into(), quiet_ms, timeout_ms, region };
+    let mut replies = DesktopClient::new(channel.clone()).watch_screen(request).await.unwrap().into_inner();
+    assert!(!replies.message().await.unwrap().unwrap().reached, "it has begun");
+    replies
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn a_change_of_the_screen_is_waited_for() {
+    let server = Server::start();
+    let (connection, root) = server.connect();
+    let agent = server.agent();
+    let channel = connect(&agent).await;
+    let reached = async |mut replies: Streaming<WatchScreenReply>| {
+        let reached = replies.message().await.unwrap().unwrap().reached;
+        assert!(replies.message().await.unwrap().is_none(), "it is the last word");
+        reached
+    };
+    let place = |x, y| Some(Region { x, y, width: 30, height: 10 });
+    let minute = (0, 60_000);
+    let anywhere = watch(&channel, ScreenEvent::Changed, minute, None).await;
+    let there = watch(&channel, ScreenEvent::Changed, minute, place(110, 70)).await;
+    let elsewhere = watch(&channel, ScreenEvent::Changed, (0, 700), place(300, 70)).await;
+    paint(&connection, root, 0x12_34_56);
+    assert!(reached(anywhere).await);
+    assert!(reached(there).await);
+    assert!(!reached(elsewhere).await, "it is not there that something was drawn");
+
+    // Whoever draws on and on is never settled; when it ends, the screen is.
+    let restless = watch(&channel, ScreenEvent::Settled, (400, 900), None).await;
+    let settled = watch(&channel, ScreenEvent::Settled, (400, 60_000), None).await;
+    let ended = std::thread::spawn(move || {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(1500) {
+            paint(&connection, root, 0x65_43_21);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Instant::now()
+    });
+    assert!(!reached(restless).await);
+    assert!(reached(settled).await);
+    assert!(ended.join().unwrap().elapsed() >= Duration::from_millis(350), "it was said before it was so");
+
+    // Who goes away leaves nothing behind.
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
+    let before = open();
+    let mut dropped = Vec::new();
+    for _ in 0..20 {
+        dropped.push(watch(&channel, ScreenEvent::Changed, minute, place(0, 0)).await);
+    }
+    assert!(open() >= before + 20, "each has a connection of its own");
+    drop(dropped);
+    within("the connections to be closed", || open() <= before).await;
 }
 
 #[tokio::test]

@@ -294,7 +294,7 @@ async fn a_program_can_say_farewell_when_nobody_listens() {
     for (name, start) in [("pipe", shell as fn(&str) -> RunStart), ("terminal", on_terminal)] {
         let file = directory.path().join(name);
         let farewell = format!(
-            "trap 'seq 60000; echo saved >{}; exit' HUP; echo ready; while :; do sleep 7138; done",
+            "trap 'seq 60000; echo saved >{}; exit' HUP; echo ready; sleep 7138 & wait",
             file.display()
         );
         let (inputs, mut outputs) = open(&channel, start(&farewell)).await.unwrap();

@@ -324,8 +324,12 @@ impl RawBody {
             let path = error.path().to_string();
             let error = error.into_inner();
             if error.is_data() {
-                let field =
-                    missing_field(&error).unwrap_or(if path == "." { "body".to_owned() } else { path });
+                let field = match missing_field(&error) {
+                    Some(name) if path == "." => name,
+                    Some(name) => format!("{path}.{name}"),
+                    None if path == "." => "body".to_owned(),
+                    None => path,
+                };
                 return ApiError::field(&field, error.to_string());
             }
             ApiError::new(ErrorCode::InvalidJson, format!("the body is not valid JSON: {error}"))

@@ -105,6 +105,13 @@ impl Control {
     }
 }
 
+/// Before anything is done for it.
+pub(super) fn check(query: &PictureQuery) -> Result<(), ApiError> {
+    encoding(query)?;
+    scale(query)?;
+    Ok(())
+}
+
 fn encoding(query: &PictureQuery) -> Result<Encoding, ApiError> {
     let format = query.format.unwrap_or_default();
     match (format, query.quality) {

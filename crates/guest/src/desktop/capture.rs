@@ -28,7 +28,7 @@ use x11rb::{
 };
 
 use super::{
-    display::{Display, DisplayError},
+    display::{Display, DisplayError, id_error},
     pixels::append_rgb,
 };
 
@@ -252,14 +252,6 @@ impl Drop for Shared {
         if let Err(error) = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.size) } {
             tracing::error!(%error, "unmap the memory shared with the X server");
         }
-    }
-}
-
-fn id_error(error: x11rb::errors::ReplyOrIdError) -> DisplayError {
-    match error {
-        x11rb::errors::ReplyOrIdError::IdsExhausted => DisplayError::Lacks("free resource ids"),
-        x11rb::errors::ReplyOrIdError::ConnectionError(error) => error.into(),
-        x11rb::errors::ReplyOrIdError::X11Error(error) => ReplyError::X11Error(error).into(),
     }
 }
 

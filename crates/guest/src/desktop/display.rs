@@ -6,7 +6,10 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::unix::{fs::OpenOptionsExt, net::UnixStream},
+    os::{
+        fd::BorrowedFd,
+        unix::{fs::OpenOptionsExt, net::UnixStream},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -37,6 +40,7 @@ use super::{
     clipboard::ClipboardError,
     input::InputError,
     readiness::{Readiness, Stage},
+    watch::WatchError,
     windows::WindowError,
 };
 
@@ -75,6 +79,8 @@ pub(crate) enum DisplayError {
     Clipboard(#[from] ClipboardError),
     #[error(transparent)]
     Window(#[from] WindowError),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
 }
 
 impl From<ReplyError> for DisplayError {
@@ -99,6 +105,7 @@ impl From<DisplayError> for Status {
             DisplayError::Input(error) => error.into(),
             DisplayError::Clipboard(error) => error.into(),
             DisplayError::Window(error) => error.into(),
+            DisplayError::Watch(error) => error.into(),
         }
     }
 }
@@ -177,11 +184,7 @@ impl Display {
     /// A window that nobody sees, for what belongs to windows: selections, the time.
     pub(super) fn hidden_window(&self) -> Result<Window, DisplayError> {
         let connection = &self.connection;
-        let window = connection.generate_id().map_err(|error| match error {
-            ReplyOrIdError::IdsExhausted => DisplayError::Lacks("free resource ids"),
-            ReplyOrIdError::ConnectionError(error) => error.into(),
-            ReplyOrIdError::X11Error(error) => ReplyError::X11Error(error).into(),
-        })?;
+        let window = connection.generate_id().map_err(id_error)?;
         let attributes = CreateWindowAux::new().event_mask(EventMask::PROPERTY_CHANGE);
         let (class, same) = (WindowClass::INPUT_ONLY, x11rb::COPY_FROM_PARENT);
         connection.create_window(0, window, self.root, 0, 0, 1, 1, 0, class, same, &attributes)?.check()?;
@@ -206,18 +209,50 @@ impl Display {
 
     /// `None` when nothing has come until then.
     pub(super) fn next_event(&self, deadline: Instant) -> Result<Option<Event>, DisplayError> {
+        self.wait_for_event(deadline, None)
+    }
+
+    /// The same; an error when the other end of a pipe is closed before.
+    pub(super) fn next_event_or_closed(
+        &self,
+        deadline: Instant,
+        pipe: BorrowedFd<'_>,
+    ) -> Result<Option<Event>, DisplayError> {
+        self.wait_for_event(deadline, Some(pipe))
+    }
+
+    fn wait_for_event(
+        &self,
+        deadline: Instant,
+        pipe: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<Event>, DisplayError> {
         loop {
             if let Some(event) = self.connection.poll_for_event()? {
                 return Ok(Some(event));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             let (false, Ok(limit)) = (left.is_zero(), Timespec::try_from(left)) else { return Ok(None) };
-            let mut watched = [PollFd::new(self.connection.stream(), PollFlags::IN)];
-            match poll(&mut watched, Some(&limit)) {
+            let server = PollFd::new(self.connection.stream(), PollFlags::IN);
+            // Nothing is asked about the pipe: that its other end is closed is always told.
+            let pipe = pipe.map(|pipe| PollFd::from_borrowed_fd(pipe, PollFlags::empty()));
+            let mut watched: Vec<_> = std::iter::once(server).chain(pipe).collect();
+            let polled = poll(&mut watched, Some(&limit));
+            if watched.get(1).is_some_and(|pipe| !pipe.revents().is_empty()) {
+                return Err(WatchError::Dropped.into());
+            }
+            match polled {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(ConnectionError::IoError(error.into()).into()),
             }
         }
+    }
+}
+
+pub(super) fn id_error(error: ReplyOrIdError) -> DisplayError {
+    match error {
+        ReplyOrIdError::IdsExhausted => DisplayError::Lacks("free resource ids"),
+        ReplyOrIdError::ConnectionError(error) => error.into(),
+        ReplyOrIdError::X11Error(error) => ReplyError::X11Error(error).into(),
     }
 }
 

@@ -8,18 +8,25 @@ mod keyboard;
 mod keysym;
 mod pixels;
 pub(crate) mod readiness;
+mod watch;
 mod windows;
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use roost_guest_proto::v1::{
     CaptureReply, CaptureRequest, ChangeWindowReply, ChangeWindowRequest, CursorReply, CursorRequest,
     InputReply, InputRequest, ReadClipboardReply, ReadClipboardRequest, ScreenReply, ScreenRequest,
-    WindowsReply, WindowsRequest, WriteClipboardReply, WriteClipboardRequest, desktop_server::Desktop,
+    WatchScreenReply, WatchScreenRequest, WindowsReply, WindowsRequest, WriteClipboardReply,
+    WriteClipboardRequest, desktop_server::Desktop,
 };
-use tokio::sync::Semaphore;
+use rustix::pipe::PipeFlags;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use x11rb::protocol::xproto::ConnectionExt as _;
@@ -29,6 +36,7 @@ use self::{
     display::{Display, DisplayAddress, DisplayError, DisplayHandle},
     input::{Hands, Turn},
     readiness::Readiness,
+    watch::Watch,
     windows::Windows,
 };
 use crate::system::blocking;
@@ -170,6 +178,38 @@ impl Desktop for DesktopService {
         };
         blocking(work).await?;
         Ok(Response::new(ChangeWindowReply {}))
+    }
+
+    type WatchScreenStream = ReceiverStream<Result<WatchScreenReply, Status>>;
+
+    async fn watch_screen(
+        &self,
+        request: Request<WatchScreenRequest>,
+    ) -> Result<Response<Self::WatchScreenStream>, Status> {
+        let watch = Watch::new(request.into_inner())?;
+        let (pipe, kept) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| Status::resource_exhausted(format!("make a pipe: {error}")))?;
+        // Two: it begins, it ends.
+        let (output, outputs) = mpsc::channel(2);
+        let handle = self.handle.clone();
+        let begun = output.clone();
+        let wait = blocking(move || {
+            // Fails when the call is gone, and then the pipe is closed, too.
+            let begun = || drop(begun.try_send(Ok(WatchScreenReply { reached: false })));
+            watch.wait(&handle.another()?, begun, &pipe)
+        });
+        tokio::spawn(async move {
+            let mut wait = pin!(wait);
+            let result = tokio::select! {
+                result = &mut wait => result,
+                () = output.closed() => {
+                    drop(kept);
+                    return drop(wait.await);
+                }
+            };
+            let _call_gone = output.send(result.map(|reached| WatchScreenReply { reached })).await;
+        });
+        Ok(Response::new(ReceiverStream::new(outputs)))
     }
 
     async fn read_clipboard(

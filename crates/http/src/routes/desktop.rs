@@ -5,12 +5,13 @@ use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use roost_api::{
-    Binary, ButtonRequest, ClickRequest, Clipboard, CursorPosition, DesktopEnvironment, DragRequest,
-    ErrorBody, HotkeyRequest, KeyRequest, PictureQuery, PointRequest, ScreenRegion, ScreenSize,
-    ScrollRequest, Success, TypeRequest, WaitRequest, WallpaperRequest, Window, WindowFocusRequest,
-    WindowSize,
+    ActionsAnswer, ActionsRequest, Binary, ButtonRequest, ClickRequest, Clipboard, CursorPosition,
+    DesktopAction, DesktopEnvironment, DragRequest, ErrorBody, HotkeyRequest, KeyRequest, PictureQuery,
+    PointRequest, ScreenRegion, ScreenSize, ScrollRequest, Success, Tools, ToolsQuery, TypeRequest,
+    WaitRequest, WallpaperRequest, Window, WindowFocusRequest, WindowSize,
 };
 use roost_control::{ComputerRecord, Picture, WindowChange};
+use serde::de::DeserializeOwned;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -38,6 +39,8 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(key_down))
         .routes(routes!(key_up))
         .routes(routes!(wait))
+        .routes(routes!(actions))
+        .routes(routes!(tools))
         .routes(routes!(wallpaper))
         .routes(routes!(cursor))
         .routes(routes!(screen_size))
@@ -113,127 +116,135 @@ async fn shown(
 #[utoipa::path(post, path = "/computers/{id}/desktop/click", tag = "desktop", params(("id" = String, Path)),
     request_body = ClickRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn click(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.click(record.id, body.parse::<ClickRequest>()?, 1).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Click).await
 }
 
 /// Click at a point with the right button
 #[utoipa::path(post, path = "/computers/{id}/desktop/right-click", tag = "desktop", params(("id" = String, Path)),
     request_body = PointRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn right_click(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    let PointRequest { x, y } = body.parse()?;
-    app.control.click(record.id, ClickRequest { x, y, button: roost_api::MouseButton::Right }, 1).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::RightClick).await
 }
 
 /// Click twice at a point
 #[utoipa::path(post, path = "/computers/{id}/desktop/double-click", tag = "desktop", params(("id" = String, Path)),
     request_body = ClickRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn double_click(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.click(record.id, body.parse::<ClickRequest>()?, 2).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::DoubleClick).await
 }
 
 /// Move the pointer
 #[utoipa::path(post, path = "/computers/{id}/desktop/move", tag = "desktop", params(("id" = String, Path)),
     request_body = PointRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn move_pointer(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.move_pointer(record.id, body.parse::<PointRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Move).await
 }
 
 /// Press a button of the mouse and leave it so
 #[utoipa::path(post, path = "/computers/{id}/desktop/mouse-down", tag = "desktop", params(("id" = String, Path)),
     request_body = ButtonRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn mouse_down(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.mouse_down(record.id, body.parse::<ButtonRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::MouseDown).await
 }
 
 /// Let go of a button of the mouse
 #[utoipa::path(post, path = "/computers/{id}/desktop/mouse-up", tag = "desktop", params(("id" = String, Path)),
     request_body = ButtonRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn mouse_up(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.mouse_up(record.id, body.parse::<ButtonRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::MouseUp).await
 }
 
 /// Press a button, move the pointer in steps, and let go
 #[utoipa::path(post, path = "/computers/{id}/desktop/drag", tag = "desktop", params(("id" = String, Path)),
     request_body = DragRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn drag(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.drag(record.id, body.parse::<DragRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Drag).await
 }
 
 /// Turn the wheel
 #[utoipa::path(post, path = "/computers/{id}/desktop/scroll", tag = "desktop", params(("id" = String, Path)),
     request_body = ScrollRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn scroll(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.scroll(record.id, body.parse::<ScrollRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Scroll).await
 }
 
 /// Type text
 #[utoipa::path(post, path = "/computers/{id}/desktop/type", tag = "desktop", params(("id" = String, Path)),
     request_body = TypeRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn type_text(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.type_text(record.id, body.parse::<TypeRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Type).await
 }
 
 /// Press a key or a combination
 #[utoipa::path(post, path = "/computers/{id}/desktop/key", tag = "desktop", params(("id" = String, Path)),
     request_body = KeyRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn key(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.press_key(record.id, body.parse::<KeyRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Key).await
 }
 
 /// Press several keys together
 #[utoipa::path(post, path = "/computers/{id}/desktop/hotkey", tag = "desktop", params(("id" = String, Path)),
     request_body = HotkeyRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn hotkey(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.hotkey(record.id, body.parse::<HotkeyRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::Hotkey).await
 }
 
 /// Press a key and leave it so
 #[utoipa::path(post, path = "/computers/{id}/desktop/key-down", tag = "desktop", params(("id" = String, Path)),
     request_body = KeyRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn key_down(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.key_down(record.id, body.parse::<KeyRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::KeyDown).await
 }
 
 /// Let go of a key
 #[utoipa::path(post, path = "/computers/{id}/desktop/key-up", tag = "desktop", params(("id" = String, Path)),
     request_body = KeyRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn key_up(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.key_up(record.id, body.parse::<KeyRequest>()?).await?;
-    Ok(Json(Success::OK))
+    act(&app, &record, &body, DesktopAction::KeyUp).await
 }
 
 /// Wait
 #[utoipa::path(post, path = "/computers/{id}/desktop/wait", tag = "desktop", params(("id" = String, Path)),
     request_body = WaitRequest, responses((status = 200, body = Success), (status = "default", body = ErrorBody)))]
 async fn wait(State(app): State<App>, Target(record): Target, body: RawBody) -> Done {
-    app.control.require_running(&record)?;
-    app.control.wait(body.parse::<WaitRequest>()?).await?;
+    act(&app, &record, &body, DesktopAction::Wait).await
+}
+
+async fn act<T: DeserializeOwned>(
+    app: &App,
+    record: &ComputerRecord,
+    body: &RawBody,
+    action: fn(T) -> DesktopAction,
+) -> Done {
+    app.control.require_running(record)?;
+    app.control.act(record.id, action(body.parse()?)).await?;
     Ok(Json(Success::OK))
+}
+
+/// Do several things in one request: actions, waits for the screen, and a picture at the end
+#[utoipa::path(post, path = "/computers/{id}/desktop/actions", tag = "desktop", params(("id" = String, Path)),
+    request_body = ActionsRequest,
+    responses((status = 200, body = ActionsAnswer), (status = "default", body = ErrorBody)))]
+async fn actions(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<ActionsAnswer>, Refusal> {
+    app.control.require_running(&record)?;
+    Ok(Json(app.control.actions(record.id, body.parse()?).await?))
+}
+
+/// Tools for a model that drives the desktop; what it gives them is the body of `desktop/actions`
+#[utoipa::path(get, path = "/computers/{id}/desktop/tools", tag = "desktop",
+    params(("id" = String, Path), ToolsQuery),
+    responses((status = 200, body = Tools), (status = "default", body = ErrorBody)))]
+async fn tools(
+    State(app): State<App>,
+    Target(record): Target,
+    Query(query): Query<ToolsQuery>,
+) -> Result<Json<Tools>, Refusal> {
+    app.control.require_running(&record)?;
+    Ok(Json(app.control.tools(record.id, query.format.unwrap_or_default()).await?))
 }
 
 /// Show a picture behind the windows
