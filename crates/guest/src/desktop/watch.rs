@@ -154,7 +154,10 @@ impl<'d> Damage<'d> {
         let places = connection.generate_id().map_err(id_error)?;
         connection.xfixes_create_region(places, &[])?.check()?;
         connection.damage_create(damage, display.root, ReportLevel::NON_EMPTY)?.check()?;
-        Ok(Self { display, damage, places })
+        let damage = Self { display, damage, places };
+        // As its watch begins, all of a window counts as drawn.
+        damage.take()?;
+        Ok(damage)
     }
 
     fn take(&self) -> Result<Vec<Rectangle>, DisplayError> {
