@@ -362,7 +362,7 @@ async fn one_request_does_many_things_and_waits_for_the_screen() -> Result<()> {
     desktop.act("move", json!({ "x": 5, "y": 6 })).await?;
     let far = json!({ "type": "move", "x": 700, "y": 700 });
     for (wrong, word) in [
-        (json!({ "type": "key", "key": "nosuchkey" }), "actions[1].key"),
+        (json!({ "type": "key", "key": "nosuchkey" }), "actions[1]"),
         (json!({ "type": "click", "x": 1 }), "y"),
         (json!({ "type": "dance" }), "dance"),
         (json!({ "type": "wait", "seconds": 61 }), "actions[1].seconds"),

@@ -12,7 +12,7 @@ use crate::{
 /// Body of `POST /computers/{id}/desktop/actions`.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub struct ActionsRequest {
-    /// 1 to 100, done in this order. All are looked at before the first is done. If one fails, those before it have been
+    /// 1 to 100, done in this order. All, but for the names of keys, are looked at before the first is done. If one fails, those before it have been
     /// done and those after it are not.
     pub actions: Vec<DesktopAction>,
     /// Asks for a picture after the last action.
