@@ -8,10 +8,11 @@ from miosa.resources.computer import Computer
 
 
 def opened(computer: Computer, title: str) -> str:
-    """A terminal's window, by its id. X tells xdotool when it is there."""
+    """A terminal's window, by its id. X tells xdotool when it is there; it dies of a window that goes while it looks."""
     started = computer.bash(
         f"(xfce4-terminal --title={title} >/dev/null 2>&1 &); "
-        f"timeout 100 xdotool search --sync --onlyvisible --name '^{title}$' windowfocus --sync >/dev/null",
+        f"export title='^{title}$'; timeout 100 sh -c "
+        "'until xdotool search --sync --onlyvisible --name $title windowfocus --sync >/dev/null 2>&1; do :; done'",
         timeout=110,
     )
     assert started.exit_code == 0, started.output

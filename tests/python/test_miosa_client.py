@@ -78,7 +78,8 @@ class Terminal:
         assert opened.exit_code == 0, opened.output
         assert self._next().events == []
         # The program runs; its window may still be on its way to the screen.
-        shown = computer.bash("timeout 60 xdotool search --sync --onlyvisible --class xfce4-terminal", timeout=65)
+        search = "until xdotool search --sync --onlyvisible --class xfce4-terminal 2>/dev/null; do :; done"
+        shown = computer.bash(f"timeout 60 sh -c '{search}'", timeout=65)
         assert shown.exit_code == 0, shown.output
 
     def _next(self) -> Report:

@@ -414,6 +414,12 @@ impl Client {
     }
 }
 
+/// A shell line that ends when xdotool has found a window; `search` says which one, and what else is to be done to it. X
+/// tells xdotool when there is one. It dies of a window that goes while it looks at it, and is then started again.
+pub fn until_shown(search: &str) -> String {
+    format!("until xdotool search --sync --onlyvisible {search} >/dev/null 2>&1; do :; done")
+}
+
 /// A decoded PNG.
 #[derive(Debug, Clone)]
 pub struct Picture {

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use reqwest::StatusCode;
-use roost_tests::{Answer, Client, Picture, Server};
+use roost_tests::{Answer, Client, Picture, Server, until_shown};
 use serde_json::{Value, json};
 
 struct Desktop {
@@ -54,8 +54,7 @@ impl Desktop {
     /// Starts a program and answers its window when it has the keyboard. X tells xdotool when it is there.
     async fn open(&self, command: &str, title: &str) -> Result<Value> {
         self.client.output(&self.id, &format!("({command} >/dev/null 2>&1 &)")).await?;
-        let find =
-            format!("xdotool search --sync --onlyvisible --name '{title}' windowfocus --sync >/dev/null");
+        let find = until_shown(&format!("--name '{title}' windowfocus --sync"));
         self.client.output(&self.id, &find).await?;
         let windows = self.windows().await?;
         let found =
@@ -149,13 +148,7 @@ async fn the_clipboard_goes_both_ways_and_keys_stay_down() -> Result<()> {
     ensure!(desktop.get("clipboard").await?["text"] == written);
     desktop.act("hotkey", json!({ "keys": ["ctrl", "v"] })).await?;
     // The editor asks for the text and goes on meanwhile; a star in its title says that it has changed.
-    desktop
-        .client
-        .output(
-            &desktop.id,
-            "timeout 25 xdotool search --sync --onlyvisible --name '^\\*.*Mousepad' >/dev/null",
-        )
-        .await?;
+    desktop.client.output(&desktop.id, &until_shown("--name '^\\*.*Mousepad'")).await?;
     desktop.act("type", json!({ "text": "!" })).await?;
     desktop.act("hotkey", json!({ "keys": ["ctrl+a"] })).await?;
     desktop.act("key", json!({ "key": "ctrl+c" })).await?;

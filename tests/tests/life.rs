@@ -1,7 +1,7 @@
 //! The life of a computer, as a person sees it.
 
 use anyhow::{Context, Result, ensure};
-use roost_tests::{Client, Server, processes_naming};
+use roost_tests::{Client, Server, processes_naming, until_shown};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -107,9 +107,7 @@ async fn what_is_typed_arrives(client: &Client, id: &str) -> Result<()> {
         )
         .await?;
     // The X server tells xdotool when the window is there, and the shell in it opens the file.
-    client
-        .output(id, "xdotool search --sync --onlyvisible --name '^typing$' windowfocus --sync >/dev/null")
-        .await?;
+    client.output(id, &until_shown("--name '^typing$' windowfocus --sync")).await?;
     client.output(id, "timeout 20 sh -c 'until [ -e /tmp/typed ]; do sleep 0.1; done'").await?;
     for (route, body) in [
         ("click", json!({ "x": 640, "y": 360 })),

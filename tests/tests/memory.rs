@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use roost_tests::{Client, Server};
+use roost_tests::{Client, Server, until_shown};
 use serde_json::json;
 
 /// One line for everything that two computers may not have in common. A host key is made where there is none.
@@ -109,9 +109,7 @@ async fn programs_windows_and_unsaved_text_survive_twenty_stops_and_are_in_a_clo
     client.output(&id, COUNTER).await?;
     // An editor with text that no file has.
     client.output(&id, "rm -f ~/text; (mousepad ~/text >/dev/null 2>&1 &)").await?;
-    client
-        .output(&id, "xdotool search --sync --onlyvisible --class mousepad windowfocus --sync >/dev/null")
-        .await?;
+    client.output(&id, &until_shown("--class mousepad windowfocus --sync")).await?;
     let typed =
         client.post(&format!("/computers/{id}/desktop/type"), json!({ "text": "never saved" })).await?;
     ensure!(typed.status == 200, "{}", typed.json()?);

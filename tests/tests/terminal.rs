@@ -1,6 +1,7 @@
 //! Terminal sessions on a real computer: what they look like to whoever comes, and that they outlive the server.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use alacritty_terminal::Term;
 use alacritty_terminal::event::VoidListener;
@@ -112,10 +113,17 @@ impl Viewer {
     }
 
     async fn until(&mut self, wanted: &str) -> Result<()> {
+        let shown = tokio::time::timeout(PATIENCE, self.look_until(wanted)).await;
+        shown
+            .map_err(anyhow::Error::from)
+            .flatten()
+            .with_context(|| format!("waiting for {wanted:?} on\n{}", self.emulator.text()))
+    }
+
+    async fn look_until(&mut self, wanted: &str) -> Result<()> {
         // A line break is one before the first line, too.
         while !format!("\n{}", self.emulator.text()).contains(wanted) {
-            let seen = self.emulator.text();
-            self.look().await.with_context(|| format!("waiting for {wanted:?} on\n{seen}"))?;
+            self.look().await?;
         }
         Ok(())
     }
@@ -124,6 +132,7 @@ impl Viewer {
     async fn is_shared(&mut self, client: &Client, id: &str, history: bool) -> Result<()> {
         let session = self.session.clone();
         let mut other = Self::open(client, id, &[("session_id", &session)]).await?;
+        let begun = Instant::now();
         loop {
             let (mine, theirs) = (self.emulator.cells(history), other.emulator.cells(history));
             let cursors = (self.emulator.cursor(), other.emulator.cursor());
@@ -138,8 +147,8 @@ impl Viewer {
                 }
             };
             match tokio::time::timeout(PATIENCE / 9, next).await {
-                Ok(seen) => seen?,
-                Err(_) => {
+                Ok(seen) if begun.elapsed() < PATIENCE => seen?,
+                Ok(_) | Err(_) => {
                     let differ = mine.iter().filter(|(place, cell)| theirs.get(*place) != Some(*cell));
                     let differ =
                         differ.map(|(place, cell)| format!("{place:?}: {cell}, {:?}", theirs.get(place)));
