@@ -401,7 +401,7 @@ async fn pump(
             ready = pipe.readable() => if ready.is_err() { return },
         }
         // Room first: what has been read must not wait in memory.
-        let Ok(place) = output.reserve().await else { return discard(pipe).await };
+        let Ok(place) = output.reserve().await else { return discard(pipe, leader_ended.cancelled()).await };
         buffer.reserve(CHUNK);
         match pipe.try_read_buf(&mut buffer) {
             Ok(0) => return,
@@ -431,7 +431,7 @@ async fn pump_terminal(mut pty: Pty, output: mpsc::Sender<Sent>, leader_ended: C
     let mut buffer = BytesMut::new();
     loop {
         // Room first: what has been read must not wait in memory.
-        let Ok(place) = output.reserve().await else { return discard(pty).await };
+        let Ok(place) = output.reserve().await else { return discard(pty, left.silence()).await };
         buffer.reserve(CHUNK);
         tokio::select! {
             read = pty.read_buf(&mut buffer) => if !read.is_ok_and(|count| left.count(count)) { return },
@@ -441,10 +441,14 @@ async fn pump_terminal(mut pty: Pty, output: mpsc::Sender<Sent>, leader_ended: C
     }
 }
 
-/// Reads to the end for nobody.
-async fn discard(mut output: impl AsyncRead + Unpin) {
-    // An error is an end, too: that of a terminal is one.
-    let _end = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
+/// Reads for nobody, to the end or until the leader has ended: a child in the background may keep it open for ever.
+async fn discard(mut output: impl AsyncRead + Unpin, leader_ended: impl Future<Output = ()>) {
+    let mut nowhere = tokio::io::sink();
+    tokio::select! {
+        // An error is an end, too: that of a terminal is one.
+        _end = tokio::io::copy(&mut output, &mut nowhere) => {}
+        () = leader_ended => {}
+    }
 }
 
 /// How much of a terminal's output is still its leader's, once that has ended.
