@@ -33,7 +33,7 @@ pub struct Server {
 /// The program under test.
 pub fn roost() -> PathBuf {
     std::env::var_os("ROOST_BIN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/roost"), PathBuf::from)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/roost"), PathBuf::from)
 }
 
 /// The templates of this machine: building one takes a minute, so servers under test share them.

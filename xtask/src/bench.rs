@@ -10,7 +10,7 @@ pub(crate) fn bench(options: &[&str]) -> Result<()> {
     packages::install(Purpose::Test)?;
     build::web()?;
     build::programs()?;
-    build::template()?;
+    build::template(&build::roost())?;
     step::run(
         "build roost-bench",
         build::cargo().args(["build", "--release", "--locked", "-p", "roost-bench"]),

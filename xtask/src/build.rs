@@ -23,7 +23,12 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The `roost` program of this checkout.
+/// The `roost` program with the checks of a debug build, as the tests run it.
+pub(crate) fn roost_under_test() -> PathBuf {
+    target().join("debug/roost")
+}
+
+/// The `roost` program of this checkout, optimised.
 pub(crate) fn roost() -> PathBuf {
     target().join("release/roost")
 }
@@ -64,12 +69,17 @@ pub(crate) fn web() -> Result<()> {
     step::run("web pages", npm(&web).args(["run", "build"]))
 }
 
-/// The server and the guest agent, optimised: what runs, what is tested and what is measured is one build.
+/// The server and the guest agent, optimised: what runs and is measured.
 pub(crate) fn programs() -> Result<()> {
     if !root().join("web/dist/index.html").exists() {
         bail!("web/dist is missing; the web pages are built before the programs");
     }
     step::run("build roost", cargo().args(["build", "--release", "--locked", "-p", "roost-cli"]))?;
+    agent()
+}
+
+/// The agent as it is in every computer, also in those of the tests.
+pub(crate) fn agent() -> Result<()> {
     // Static, so that it runs in a guest with another C library than the host's.
     step::run(
         "build roost-guest",
@@ -80,18 +90,15 @@ pub(crate) fn programs() -> Result<()> {
 }
 
 /// The template and the memory of its small computers, unless these very ones are there already.
-pub(crate) fn template() -> Result<()> {
+pub(crate) fn template(roost: &Path) -> Result<()> {
     let agent = target().join("guest/roost-guest");
-    step::run(
-        "template miosa-desktop",
-        Command::new(roost()).args(["image", "build", "--agent"]).arg(agent),
-    )?;
-    step::run("memory of small desktops", Command::new(roost()).args(["image", "warm", "--size", "small"]))
+    step::run("template miosa-desktop", Command::new(roost).args(["image", "build", "--agent"]).arg(agent))?;
+    step::run("memory of small desktops", Command::new(roost).args(["image", "warm", "--size", "small"]))
 }
 
 pub(crate) fn write_openapi() -> Result<()> {
     web()?;
-    programs()?;
-    let text = step::output("openapi", Command::new(roost()).arg("openapi"))?;
+    step::run("build roost", cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
+    let text = step::output("openapi", Command::new(roost_under_test()).arg("openapi"))?;
     std::fs::write(root().join("openapi.json"), text).context("failed to write openapi.json")
 }

@@ -19,6 +19,7 @@ usage: cargo xtask COMMAND
   up [--detach] [--listen ADDRESS]   install what is missing, build, start Roost with a first computer
   down                               stop the computers and the server that `up` started
   test [--fast]                      run every test; --fast leaves out virtual machines and PostgreSQL
+  deny                               check what the dependencies are and their licenses
   bench [OPTIONS]                    measure what SPECIFICATION.md promises; --help lists the options
   openapi                            write openapi.json from the routes";
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         ["test"] => test::test(test::Extent::Full),
         ["test", "--fast"] => test::test(test::Extent::Fast),
         ["bench", options @ ..] => bench::bench(options),
+        ["deny"] => test::deny(),
         ["openapi"] => build::write_openapi(),
         _ => {
             step::say(USAGE);

@@ -48,7 +48,7 @@ pub(crate) fn up(options: &Options) -> Result<()> {
     packages::install(Purpose::Run)?;
     build::web()?;
     build::programs()?;
-    build::template()?;
+    build::template(&build::roost())?;
 
     let data = data()?;
     if server_runs(&data)? {

@@ -90,6 +90,7 @@ const CATALOG: &[Entry] = &[
     entry("java", "Java", DEVELOPMENT, "Java compiler and runtime", &["default-jdk"]),
     entry("go", "Go", DEVELOPMENT, "Go compiler and tools", &["golang-go"]),
     entry("keepassxc", "KeePassXC", UTILITIES, "Keeps passwords", &["keepassxc-minimal"]),
+    entry("galculator", "Calculator", UTILITIES, "Scientific calculator", &["galculator"]),
     entry("file-roller", "Archive manager", UTILITIES, "Opens and packs archives", &["file-roller"]),
     entry("htop", "htop", UTILITIES, "Shows what programs use, in a terminal", &["htop"]),
 ];

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 /// apt under emulation takes minutes to read its lists.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Small, and of no other package.
-const SMALL: &str = "htop";
+/// Small, and not in the template.
+const SMALL: &str = "galculator";
 const OTHER: &str = "meld";
 /// No mirror, and nothing left of what it had.
 const NO_MIRROR: &str = "mv /etc/apt/sources.list.d/debian.sources /root/ && rm -rf /var/lib/apt/lists/*";
@@ -87,7 +87,7 @@ async fn selected_apps_are_installed_and_a_failure_says_why() -> Result<()> {
     ensure!(end["type"] == "app.installed", "{end}");
     ensure!(told.len() > 1 && told.is_sorted(), "it was told to be at {told:?}");
     ensure!(installation(&client, id, SMALL).await?["status"] == "installed");
-    client.output(id, &format!("{SMALL} --version")).await?;
+    client.output(id, &format!("test -x /usr/bin/{SMALL}")).await?;
     let apps = client.get(&format!("/computers/{id}/apps")).await?.json()?;
     let entry = apps["apps"].as_array().and_then(|all| all.iter().find(|each| each["id"] == SMALL));
     let entry = entry.with_context(|| format!("it is not listed: {apps}"))?;
@@ -110,7 +110,7 @@ async fn selected_apps_are_installed_and_a_failure_says_why() -> Result<()> {
     // The computer is what it was.
     let computer = client.get(&format!("/computers/{id}")).await?.json()?;
     ensure!(computer["status"] == "running", "{computer}");
-    client.output(id, &format!("{SMALL} --version")).await?;
+    client.output(id, &format!("test -x /usr/bin/{SMALL}")).await?;
     ensure!(installation(&client, id, SMALL).await?["status"] == "installed");
     ensure!(client.delete(&format!("/computers/{id}")).await?.status == 200);
     server.no_orphans()
