@@ -95,6 +95,22 @@ const RESTORE: &str = "bare restore -> exec (template)";
 const SAVE: &str = "bare save";
 const RESTORE_SAVED: &str = "bare restore -> exec (saved)";
 
+/// Shows a page with a form in a browser.
+const FORM: &str = r#"
+cat > /tmp/form.html <<'END'
+<!doctype html><title>Form</title><h1>Order</h1><p>What would you like, and when?</p>
+<form><label>Name <input name=name></label> <label>Mail <input type=email name=mail></label>
+<label>Size <select name=size><option>small<option>large</select></label>
+<fieldset><legend>Extras</legend><label><input type=checkbox name=a> Cheese</label>
+<label><input type=checkbox name=b> Olives</label></fieldset>
+<label><input type=radio name=when checked> Now</label> <label><input type=radio name=when> Later</label>
+<label>Notes <textarea name=notes></textarea></label> <button>Send</button></form>
+END
+(firefox-esr /tmp/form.html >/dev/null 2>&1 &)
+timeout 200 xdotool search --sync --onlyvisible --name 'Form' >/dev/null
+"#;
+const FORM_PATIENCE: Duration = Duration::from_secs(120);
+
 /// What the measurements share.
 #[derive(Debug)]
 pub struct Bench {
@@ -336,11 +352,30 @@ impl Bench {
                 xdotool.into_iter().for_each(|time| xdotools.push(time));
             }
         }
+        let trees = self.accessibility_trees(id).await?;
         self.roost.delete(id).await?;
         Ok(vec![
             Row::time("screenshot 1280x720 PNG", screenshots).beside("scrot", &scrots, Gate::Part(8)),
             Row::time("click", clicks).beside("xdotool", &xdotools, Gate::Part(8)),
+            Row::time("accessibility tree of Firefox with a form", trees).at_most(1.0),
         ])
+    }
+
+    /// How long the tree of a browser takes that shows a form. The first ones wait for the browser, and warm up.
+    async fn accessibility_trees(&self, id: &str) -> Result<Samples> {
+        self.roost.run_long(id, FORM).await?;
+        let until = Instant::now() + FORM_PATIENCE;
+        while !self.roost.tree(id).await?.0.contains(" \"Order\"") {
+            ensure!(Instant::now() < until, "the browser shows no form");
+        }
+        let mut times = Samples::default();
+        for round in 0..=self.counts.quick {
+            let (_, elapsed) = self.roost.tree(id).await?;
+            if round > 0 {
+                times.push(elapsed.as_secs_f64());
+            }
+        }
+        Ok(times)
     }
 
     /// Runs a command five times in a computer, and measures there how long each took, in seconds.

@@ -212,6 +212,17 @@ impl Roost {
         Ok((answer.bytes, begun.elapsed()))
     }
 
+    /// Of everything on the screen; and how long it took.
+    pub async fn tree(&self, id: &str) -> Result<(String, Duration)> {
+        let begun = Instant::now();
+        let answer =
+            self.client.get(&format!("/computers/{id}/desktop/accessibility-tree?format=compact")).await?;
+        let elapsed = begun.elapsed();
+        let tree = answer.json()?;
+        ensure!(answer.status == 200, "accessibility tree: {} {tree}", answer.status);
+        Ok((tree["text"].as_str().context("no text")?.to_owned(), elapsed))
+    }
+
     pub async fn click(&self, id: &str, x: i32, y: i32) -> Result<Duration> {
         let path = format!("/computers/{id}/desktop/click");
         let begun = Instant::now();

@@ -36,13 +36,14 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
     where = {"path": "/workspace/contract"}
     file = {"path": "/workspace/contract/file"}
     key = {"name": "made here"}
+    domain = {"domain": "previews.invalid"}
     new = {"name": "brief", "template_type": "miosa-desktop"}
     of = OF
 
     def bodies(*each: Any) -> list[dict[str, Any]]:
         return [{"body": body} for body in each]
 
-    def queries(*each: dict[str, Any]) -> list[dict[str, Any]]:
+    def queries(*each: Any) -> list[dict[str, Any]]:
         return [{"query": query} for query in each]
 
     return {
@@ -64,6 +65,11 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
         f"PATCH {of}/auto-stop": bodies({"auto_stop_seconds": 3600}),
         f"POST {of}/clone": bodies({}),
         f"POST {of}/commands": bodies({"command": "true"}),
+        f"POST {of}/desktop/accessibility/action": bodies(
+            lambda: {"id": world.element(), "action": "press"}
+        ),
+        f"GET {of}/desktop/accessibility/find": queries({"role": "button"}),
+        f"GET {of}/desktop/accessibility-tree": queries({"format": "compact"}, {"limit": 20}, {"depth": 2}),
         f"POST {of}/desktop/actions": bodies(
             {"actions": [{"type": "move", **spot}]},
             {"actions": [{"type": "key", "key": "Escape"}], "screenshot": {"format": "webp", "quiet_ms": 0}},
@@ -147,4 +153,18 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
             lambda: {"resource_ids": [world.placed()], "target_workspace_id": world.another_workspace()}
         ),
         "PUT /api/v1/workspaces/{wid}/settings": bodies({"colour": "red"}),
+        "PUT /api/v1/tenant/preview-domain": bodies(domain),
+        "PUT /api/v1/workspaces/{wid}/preview-domain": bodies(domain),
+        "PUT /api/v1/projects/{pid}/preview-domain": bodies(domain),
+        "POST /api/v1/tenant/preview-domain/verify": bodies(lambda: world.domain("/tenant")),
+        "GET /api/v1/workspaces/{wid}/preview-domain/verify": queries(
+            lambda: world.domain(f"/workspaces/{world.used['wid']}")
+        ),
+        "GET /api/v1/projects/{pid}/preview-domain/verify": queries(
+            lambda: world.domain(f"/projects/{world.used['pid']}")
+        ),
+        "PUT /api/v1/settings": bodies({"colour": "red"}),
+        "PUT /api/v1/settings/branding": bodies({"colour": "red"}),
+        "PUT /api/v1/tenant/branding": bodies({"colour": "red"}),
+        "POST /api/v1/actions/authorize": bodies({"capability": {"name": "computer.create"}}),
     }

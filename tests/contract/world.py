@@ -103,6 +103,11 @@ class World:
         made = {"name": f"preset-{number}", "scopes": ["computers:read"]}
         return api("POST", "/api-keys/presets", made)["data"]["name"]
 
+    def domain(self, owner: str) -> dict[str, str]:
+        """Gives an owner a domain, and says what a request to verify it says: nothing."""
+        api("PUT", f"{owner}/preview-domain", {"domain": "previews.invalid"})
+        return {}
+
     def another_workspace(self) -> str:
         return api("POST", "/workspaces", {"name": f"another {time.time_ns():x}"})["id"]
 
@@ -136,6 +141,11 @@ class World:
             line = f"(xfce4-terminal >/dev/null 2>&1 &); {shown}"
             api("POST", f"{computer}/exec", {"command": line, "timeout": 110})
         return windows[0]["id"]
+
+    def element(self) -> str:
+        """A button of the panel that only switches to another workspace."""
+        found = api("GET", f"/computers/{self.running}/desktop/accessibility/find?role=toggle+button")
+        return found["elements"][0]["id"]
 
     def snapshot(self) -> str:
         path = f"/computers/{self.running}/snapshots"
@@ -187,8 +197,10 @@ class World:
             case "wid" if "/desktop/window/" in path:
                 return self.window()
             # The other one is gone by then.
-            case "wid" if "{user_id}" in path or path.endswith("/policy"):
+            case "wid" if "{user_id}" in path or path.endswith(("/policy", "/preview-domain")):
                 return self.used["wid"]
+            case "pid" if path.endswith("/preview-domain"):
+                return self.used["pid"]
             # A member by then.
             case "user_id":
                 return self.colleague if method == "DELETE" else self.used["user_id"]

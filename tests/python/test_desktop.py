@@ -72,6 +72,20 @@ def test_a_part_of_the_screen(computer: Computer) -> None:
     assert part.startswith(b"\x89PNG") and struct.unpack(">II", part[16:24]) == (64, 48)
 
 
+def test_accessibility_tree(computer: Computer) -> None:
+    window = opened(computer, "told")
+    tree = computer.get_accessibility_tree()
+    assert (tree["role"], tree["truncated"]) == ("desktop frame", False)
+    [shown] = [child for child in tree["children"] if child.get("window") == window]
+    assert (shown["name"], shown["role"]) == ("told", "frame")
+    assert shown["bounds"]["width"] > 100 and shown["children"]
+    again = computer.accessibility_tree()
+    assert window in [child.get("window") for child in again["children"]]
+    found = computer.look(include_image=False).find("told")
+    assert found is not None and found["id"] == shown["id"] and found["coordinates"]
+    assert computer.close_window(window).success
+
+
 def test_wallpaper(computer: Computer) -> None:
     assert computer.set_wallpaper("/usr/share/backgrounds/roost.png").success
     with pytest.raises(miosa.MiosaError, match="no file"):

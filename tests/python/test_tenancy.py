@@ -169,6 +169,35 @@ def test_the_plan_is_that_of_a_server_of_ones_own(client: miosa.Miosa) -> None:
     assert client.tenant.current()["plan"] == "self-hosted"
 
 
+def test_a_tenant_has_a_domain_for_its_previews(client: miosa.Miosa) -> None:
+    domain = client.tenant.preview_domain
+    # Nobody has this name: it leads nowhere.
+    set_ = domain.set("previews.invalid")
+    assert (set_["domain"], set_["verified_at"]) == ("previews.invalid", None)
+    assert domain.get()["cname_target"] == set_["cname_target"]
+    checked = domain.verify()
+    assert checked["verified_at"] is None and "has no address" in checked["problem"]
+    domain.delete()
+    assert domain.get()["domain"] is None
+
+
+def test_settings_and_branding_are_kept(client: miosa.Miosa) -> None:
+    assert client.settings.update(time_zone="UTC") == {"time_zone": "UTC"}
+    assert client.settings.get() == {"time_zone": "UTC"}
+    assert client.settings.update() == {}
+    assert client.settings.update_branding(product_name="Ward") == {"product_name": "Ward"}
+    assert client.tenant.branding.get() == client.settings.get_branding() == {"product_name": "Ward"}
+    assert client.tenant.branding.set({"product_name": "Lab"}) == {"product_name": "Lab"}
+    client.tenant.branding.delete()
+    assert client.settings.get_branding() == {}
+
+
+def test_a_client_that_asks_first_is_told(client: miosa.Miosa) -> None:
+    known = next(each for each in client.authority.catalog() if each["name"] == "computer.create")
+    assert client.authority.authorize(known, surface="mcp")["data"]["decision"] == "allow"
+    assert client.authority.authorize({"name": "computer.fly"})["data"]["decision"] == "deny"
+
+
 def test_a_key_for_an_end_user_reaches_what_is_theirs(client: miosa.Miosa) -> None:
     made = client.api_keys.create_scoped(external_user_id="patient-1", scopes=["computers:read", "computers:write"])
     with as_key(made["key"]) as theirs:

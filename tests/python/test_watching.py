@@ -99,6 +99,16 @@ def test_events_of_a_computer(computer: Computer) -> None:
     assert event["computer_id"] == computer.id, event
 
 
+def test_events_inside_a_computer(computer: Computer) -> None:
+    event = first_of(
+        lambda listener: listener.computers.get(computer.id).events.subscribe(["file", "clipboard"]),
+        lambda: computer.bash("date > told.txt"),
+    )
+    assert event.type in ("file.created", "file.modified"), event
+    assert event.payload == {"path": "/home/user/told.txt"}
+    assert event.timestamp is not None
+
+
 def test_a_ticket_opens_a_stream_once(client: miosa.Miosa) -> None:
     ticket = client.sse_ticket.create()["ticket"]
     # Where no header can be set, as in a browser.

@@ -10,13 +10,15 @@ SANDBOXES = "sandboxes are another kind of machine; computers are what Roost mak
 FLEET = "machines of others, joined to the hosted platform"
 HOSTED = "what the operator of the hosted platform does: billing, mail, plans, staff"
 ORGANISATION = "people sign in to the hosted platform; here an operator makes users and keys (/admin/tenants)"
-DESKTOP = "the accessibility tree: not yet"
 EGRESS = "rules for what a computer reaches: the operator decides that (--allow-network)"
 LATER = "not yet"
 
 UNSERVED = {
     "/x": "sends whatever it is given",
-    "/actions": AGENTS,
+    "/actions/apps": AGENTS,
+    "/actions/approvals": AGENTS,
+    "/actions/grants": AGENTS,
+    "/actions/receipts": AGENTS,
     "/agent-accounts": AGENTS,
     "/agent-runtime-profiles": AGENTS,
     "/agent-signins": AGENTS,
@@ -106,9 +108,7 @@ UNSERVED = {
     "/limits": HOSTED,
     "/notifications": HOSTED,
     "/overview": HOSTED,
-    "/settings/branding": HOSTED,
     "/settings/gpu-pricing": HOSTED,
-    "/tenant/branding": HOSTED,
     "/tenants/x/member-caps": HOSTED,
     "/external-keys": ORGANISATION,
     "/invites": ORGANISATION,
@@ -119,7 +119,6 @@ UNSERVED = {
     "/tenants/x/members": ORGANISATION,
     "/workspace-invites": ORGANISATION,
     "/workspaces/x/invites": ORGANISATION,
-    "/computers/{id}/desktop/accessibility-tree": DESKTOP,
     "/egress": EGRESS,
     "/computers/{id}/network-policy": EGRESS,
     "/event-deliveries": LATER,
@@ -128,10 +127,8 @@ UNSERVED = {
     "/computers/{id}/services": LATER,
     "/computers/{id}/volumes": LATER,
     "/volumes": LATER,
-    "/settings": LATER,
     "/external-users": LATER,
     "/tenant/policy": LATER,
-    "/tenant/preview-domain": LATER,
 }
 
 #: Methods that send nothing by themselves, or that made-up arguments do not bring to send anything.
@@ -152,6 +149,5 @@ SILENT = {
     "client.admin.bulk_user_action": HOSTED,
     "client.ws": "makes and opens addresses; tests/tests/ports.rs and input.rs open them",
     "client.webhooks.verify_signature": "looks at a signature; nothing is asked",
-    "computer.events.subscribe": DESKTOP,
     "computer.exec.spawn": "is for the asynchronous client, with which test_miosa_client.py spawns",
 }

@@ -260,6 +260,31 @@ pub struct ComputerStreamQuery {
     pub ticket: Option<String>,
 }
 
+/// What to tell over a WebSocket of what happens inside a computer.
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct GuestEventsQuery {
+    /// Only with an upgrade to a WebSocket, and required there: one or more of `window`, `clipboard`, `file`, `process` and
+    /// `idle`, separated by commas.
+    pub subscribe: Option<String>,
+    /// Only with an upgrade: directories whose files are told of, with all below them, separated by commas; `/home/user`
+    /// without it. What begins with a dot below them is left out.
+    pub paths: Option<String>,
+    /// Only with an upgrade: seconds without pointer and keyboard after which nobody is there; 30 without it.
+    pub idle_threshold_sec: Option<u32>,
+}
+
+/// Something that happened inside a computer, as a text frame.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct GuestEvent {
+    /// `window.opened`, `window.closed`, `window.focus_changed`, `clipboard.changed`, `file.created`, `file.modified`,
+    /// `file.deleted`, `process.started`, `process.stopped`, `idle.inactive`, `idle.active`, or `producer.unavailable`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub timestamp: Timestamp,
+    pub payload: Value,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

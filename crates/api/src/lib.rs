@@ -1,14 +1,17 @@
 //! Wire types, error codes, typed ids and sizes. No I/O: every crate may depend on this one.
 
+mod accessibility;
 mod action;
 mod address;
 mod app;
 mod auto_stop;
+mod capability;
 mod catalog;
 mod computer;
 mod connection;
 mod credits;
 mod desktop;
+mod domain;
 mod env;
 mod error;
 mod event;
@@ -21,6 +24,7 @@ mod numbers;
 mod policy;
 mod port;
 mod quota;
+mod settings;
 mod size;
 mod snapshot;
 mod tenancy;
@@ -28,6 +32,10 @@ mod terminal;
 mod time;
 mod webhook;
 
+pub use accessibility::{
+    AccessibilityTree, AccessibleAction, AccessibleActionRequest, AccessibleNode, Bounds, CompactTree,
+    FindQuery, FoundElements, NewValue, TreeAnswer, TreeFormat, TreeQuery,
+};
 pub use action::{
     ActionWait, ActionsAnswer, ActionsPicture, ActionsRequest, ActionsScreenshot, DesktopAction, ToolFormat,
     Tools, ToolsQuery, WaitForChange, WaitUntilSettled,
@@ -38,6 +46,7 @@ pub use app::{
     SelectApps,
 };
 pub use auto_stop::{AutoStop, ChangeAutoStop};
+pub use capability::{ActionDecision, AuthorizeAction, Capability, Decision, WantedCapability};
 pub use catalog::{
     ComputeCatalog, ComputePricing, ComputeTemplate, NotARegion, Product, Region, RegionName, SizeOffer,
     TemplateCatalog, TemplateOffer, TemplateReadiness, TemplateState,
@@ -62,11 +71,12 @@ pub use desktop::{
     ScrollDirection, ScrollRequest, Success, TypeRequest, WaitRequest, WallpaperRequest, Window,
     WindowFocusRequest, WindowId, WindowSize,
 };
+pub use domain::{NotADomain, PreviewDomain, SetPreviewDomain, domain_name};
 pub use env::{ChangeVariable, MASKED, SetVariable, Variable, VariableDeleted, Variables};
 pub use error::{ApiError, ErrorBody, ErrorCode, ErrorDetail};
 pub use event::{
-    ComputerStreamQuery, Event, EventFrame, EventGap, EventId, EventStatus, EventStreamQuery, NotAnEventId,
-    Transition,
+    ComputerStreamQuery, Event, EventFrame, EventGap, EventId, EventStatus, EventStreamQuery, GuestEvent,
+    GuestEventsQuery, NotAnEventId, Transition,
 };
 pub use exec::{
     CommandRequest, CommandResult, ExecRequest, ExecResult, ExecStreamRequest, ExecTicket, ExecTicketQuery,
@@ -91,6 +101,7 @@ pub use port::{
     PortUrl, PortVisibility,
 };
 pub use quota::{BillingUsage, Plan, Quota, QuotaRemoved, QuotaUsage, SetQuota};
+pub use settings::TenantSettings;
 pub use size::{MemoryMib, Size, UnknownSize};
 pub use snapshot::{
     AccountSnapshot, BlockedSnapshot, CloneComputer, ComputerWithData, CreateSnapshot, Data, DeleteSnapshots,

@@ -15,7 +15,7 @@ use clap::Args;
 use roost_api::{AddressRange, MicroCredits, NotARegion, Price, Prices, RegionName, Size};
 use roost_control::{
     Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Regions, Sharing,
-    StreamKey, Templates,
+    StreamKey, SystemResolver, Templates,
 };
 use roost_http::{App, Origin, Outgoing, RateLimit, Reach};
 use roost_image::DESKTOP;
@@ -206,6 +206,7 @@ pub(crate) async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         } else {
             Reach::Public
         })?),
+        resolver: Arc::new(SystemResolver),
         credits: CreditConfig { prices, starting: args.starting_credits.map(MicroCredits::from_credits) },
         sharing: Sharing { locks: Some(data.join("servers")), ..Sharing::default() },
         files,

@@ -244,7 +244,8 @@ pub(crate) fn workspaces(caller: &Caller, default: WorkspaceId) -> Result<Option
     Ok(Some(memberships.chain([default]).collect()))
 }
 
-/// The credits of a tenant, and what they went to, are not for keys that are given to its customers.
+/// The credits of a tenant and what they went to, its domain and its settings are not for keys that are given to its
+/// customers.
 pub(crate) fn sees_accounts(caller: &Caller) -> Result<(), Failure> {
     if caller.confinement.is_none() { Ok(()) } else { Err(confined()) }
 }

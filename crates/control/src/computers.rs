@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use roost_api::{
     ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, Order, PageMeta,
-    Size, StartComputer, Status, UpdateComputer, Visibility,
+    Size, StartComputer, Status, UpdateComputer, Visibility, WorkspacePolicy,
 };
 use roost_store::{
     Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, NewVariable, WorkflowKind,
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::access::{self, Act};
 use crate::catalog::DESKTOP;
-use crate::places::external_id;
+use crate::places::{external_id, wanted_place};
 use crate::setup::setup_status;
 use crate::slug::slugify;
 use crate::status::status;
@@ -72,9 +72,10 @@ impl Control {
         let env = self.new_variables(caller.tenant, id, &request.env.clone().unwrap_or_default())?;
         let setup = self.new_setup(caller.tenant, id, request.setup_file.take())?;
         let always_on = request.always_on.unwrap_or(false);
-        let (workspace_id, project_id) = self.place(caller, &request).await?;
-        let auto_stop = self.inner.store.effective_policy(workspace_id).await?.default_auto_stop_seconds;
-        let new = NewComputer {
+        let wanted = wanted_place(caller, &request)?;
+        let selected_apps = app_catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?;
+        let metadata = metadata(request.metadata)?;
+        let build = |workspace_id, project_id, policy: &WorkspacePolicy| NewComputer {
             id,
             tenant_id: caller.tenant,
             owner_user_id: caller.user,
@@ -88,10 +89,13 @@ impl Control {
             external_workspace_id: request.external_workspace_id,
             external_user_id: request.external_user_id,
             external_project_id: request.external_project_id,
-            selected_apps: app_catalog::check("selected_apps", request.selected_apps.unwrap_or_default())?,
-            metadata: metadata(request.metadata)?,
+            selected_apps,
+            metadata,
             visibility: request.visibility.unwrap_or(Visibility::Tenant),
-            auto_stop: if always_on { 0 } else { request.idle_timeout_sec.or(auto_stop).unwrap_or(0) },
+            auto_stop: match request.idle_timeout_sec.or(policy.default_auto_stop_seconds) {
+                Some(seconds) if !always_on => seconds,
+                Some(_) | None => 0,
+            },
             timeout: request.timeout_sec.unwrap_or(0),
             always_on,
             disk_gib: size.disk_gib(),
@@ -102,7 +106,7 @@ impl Control {
             env,
             setup,
         };
-        let (record, workflow) = self.inner.store.insert_computer(&new).await?;
+        let (record, workflow) = self.insert_where_wanted(caller, &wanted, build).await?;
         tracing::info!(computer = %record.id, slug = record.slug, size = size.as_str(), "created");
         self.inner.hub.notify(record.id);
         let handle = self.run_workflow(workflow);
@@ -382,6 +386,7 @@ impl Control {
     pub fn computer_view(&self, record: &ComputerRecord) -> Computer {
         let urls = &self.inner.config.urls;
         let status = status(record);
+        let preview_domain = self.preview_domain_of(record);
         Computer {
             id: record.id,
             tenant_id: record.tenant_id,
@@ -403,9 +408,9 @@ impl Control {
             external_workspace_id: record.external_workspace_id.clone(),
             external_user_id: record.external_user_id.clone(),
             external_project_id: record.external_project_id.clone(),
-            sandbox_url: format!("{}://{}.sandbox.{}", urls.scheme, record.slug, urls.domain),
+            sandbox_url: format!("{}://{}.sandbox.{preview_domain}", urls.scheme, record.slug),
             desktop_url: self.desktop_url(record),
-            preview_domain: urls.domain.clone(),
+            preview_domain,
             ip_address: None,
             selected_apps: record.selected_apps.clone(),
             settings: Map::new(),

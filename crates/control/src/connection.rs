@@ -29,6 +29,15 @@ pub struct StreamAccess {
     pub expires_at: i64,
 }
 
+/// Who was let see the desktop of a computer.
+#[derive(Debug)]
+pub struct StreamViewer {
+    pub computer: ComputerRecord,
+    pub rights: StreamRights,
+    /// Whose key it was; `None` for a token, which holds for as long as it says.
+    pub caller: Option<Caller>,
+}
+
 impl Control {
     pub(crate) fn desktop_url(&self, record: &ComputerRecord) -> String {
         let urls = &self.inner.config.urls;
@@ -188,7 +197,7 @@ impl Control {
         token: Option<&str>,
         bearer: Option<&str>,
         from: Option<IpAddr>,
-    ) -> Result<(ComputerRecord, StreamRights), Failure> {
+    ) -> Result<StreamViewer, Failure> {
         match token.or(bearer.filter(|text| text.starts_with("rst_"))) {
             Some(token) => {
                 let access = self.verify_stream_token(token)?;
@@ -198,16 +207,16 @@ impl Control {
                         "the stream token is for another computer",
                     ));
                 }
-                Ok((self.record(id).await?, access.rights))
+                Ok(StreamViewer { computer: self.record(id).await?, rights: access.rights, caller: None })
             }
             None => {
                 let caller: Caller = self.authenticate(bearer, from).await?;
-                let record = self.get_for(&caller, id, Act::Read).await?;
-                let rights = match access::check(&caller, &record, Act::Write) {
+                let computer = self.get_for(&caller, id, Act::Read).await?;
+                let rights = match access::check(&caller, &computer, Act::Write) {
                     Ok(()) => StreamRights::Control,
                     Err(_) => StreamRights::View,
                 };
-                Ok((record, rights))
+                Ok(StreamViewer { computer, rights, caller: Some(caller) })
             }
         }
     }

@@ -368,8 +368,12 @@ impl Control {
         })
     }
 
-    /// Runs what the ticket is for. It is used up.
-    pub async fn exec_with_ticket(&self, id: ComputerId, ticket: &str) -> Result<ExecLines, Failure> {
+    /// Runs what the ticket is for, and says for whom. It is used up.
+    pub async fn exec_with_ticket(
+        &self,
+        id: ComputerId,
+        ticket: &str,
+    ) -> Result<(Caller, ExecLines), Failure> {
         let sealed = ticket.strip_prefix(TICKET);
         let plain = sealed.and_then(|sealed| self.inner.config.seal_key.open(TICKET_CONTEXT, sealed));
         let ticketed = plain.and_then(|plain| serde_json::from_slice::<Ticketed>(&plain).ok());
@@ -385,13 +389,14 @@ impl Control {
             ..ExecCommand::default()
         };
         let session = self.exec_start(id, command).await?;
-        Ok(ExecLines {
+        let lines = ExecLines {
             session,
             stdout: Lines::default(),
             stderr: Lines::default(),
             ready: VecDeque::new(),
             has_ended: false,
-        })
+        };
+        Ok((caller, lines))
     }
 }
 

@@ -16,6 +16,7 @@
 //! This crate knows nothing about HTTP, SQL text or QEMU.
 
 mod access;
+mod actions;
 mod app_catalog;
 mod apps;
 mod callers;
@@ -24,12 +25,14 @@ mod computers;
 mod connection;
 mod credits;
 mod desktop;
+mod domains;
 mod env;
 mod events;
 mod exec;
 mod failure;
 mod files;
 mod guest;
+mod guest_events;
 mod hub;
 mod idempotency;
 mod idle;
@@ -52,6 +55,7 @@ mod retention;
 mod rotate;
 mod seal;
 mod servers;
+mod settings;
 mod setup;
 mod shares;
 mod slug;
@@ -77,14 +81,16 @@ use roost_store::{Home, Store};
 
 pub use access::{Act, Scope};
 pub use computers::Created;
-pub use connection::StreamAccess;
+pub use connection::{StreamAccess, StreamViewer};
 pub use credits::CreditConfig;
 pub use desktop::{Picture, WindowChange};
+pub use domains::{Resolver, SystemResolver};
 pub use env::VariableOutcome;
 pub use events::Frame;
 pub use exec::{ExecCommand, ExecLine, ExecLines, ExecOutputs, ExecSession, terminal_size};
 pub use failure::Failure;
 pub use files::{DEFAULT_DIRECTORY, FileConfig, FileDownload, FileUpload, modified_at};
+pub use guest_events::GuestSubscription;
 pub use idempotency::{Admission, Operation, Running, answer_lost};
 pub use keys::{AdminKey, first_key, key_view};
 pub use places::{MadeWorkspace, project_view, workspace_view};
@@ -95,8 +101,8 @@ pub use retention::EventRetention;
 pub use roost_guest_proto::v1::TerminalSize;
 pub use roost_guest_proto::v1::{FileChange, FileEvent, FileInfo, FileKind};
 pub use roost_store::{
-    Caller, ComputerRecord, EventScope, KeyForm, KeyRecord, ProjectRecord, SnapshotRecord, TenantRecord,
-    UserRecord, WebhookRecord, WorkspaceRecord, status,
+    Caller, ComputerRecord, DomainOwner, EventScope, KeyForm, KeyRecord, ProjectRecord, SettingsKind,
+    SnapshotRecord, TenantRecord, UserRecord, WebhookRecord, WorkspaceRecord, status,
 };
 pub use rotate::{Resealed, reseal};
 pub use seal::{NotSealKeys, SealKey};
@@ -171,6 +177,8 @@ pub struct Config {
     pub events: EventRetention,
     /// How webhooks are told.
     pub outbound: Arc<dyn Outbound>,
+    /// How it is found out where domains lead.
+    pub resolver: Arc<dyn Resolver>,
     pub credits: CreditConfig,
     pub sharing: Sharing,
     pub files: FileConfig,

@@ -6,8 +6,8 @@ use roost_api::{
     WorkspaceId, WorkspaceList, WorkspaceMember, WorkspacePolicy, WorkspaceRole, WorkspaceStats,
 };
 use roost_store::{
-    Caller, MemberRecord, NewProject, NewWorkspace, PlaceChange, PlaceInserted, Placed, ProjectRecord,
-    Removal, WantedPlace, WorkspaceRecord,
+    Caller, ComputerRecord, MemberRecord, NewComputer, NewProject, NewWorkspace, NotPlaced, PlaceChange,
+    PlaceInserted, ProjectRecord, Removal, WantedPlace, WorkflowRecord, WorkspaceRecord,
 };
 use serde_json::{Map, Value, json};
 
@@ -19,7 +19,7 @@ use crate::{Control, Failure};
 const LONGEST_SLUG: usize = 100;
 const LONGEST_TEXT: usize = 2000;
 const LONGEST_EXTERNAL_ID: usize = 255;
-const MOST_SETTINGS: usize = 16 * 1024;
+pub(crate) const MOST_SETTINGS: usize = 16 * 1024;
 
 /// Whether a workspace was made.
 #[derive(Debug)]
@@ -30,41 +30,26 @@ pub enum MadeWorkspace {
 }
 
 impl Control {
-    /// Where the computer goes that a request asks for; what it names by slug or external id is made where it is not
-    /// there.
-    pub(crate) async fn place(
+    /// Makes a computer where a request wants it. What it names by slug or external id is made with the computer where it
+    /// is not there.
+    pub(crate) async fn insert_where_wanted(
         &self,
         caller: &Caller,
-        request: &CreateComputer,
-    ) -> Result<(WorkspaceId, ProjectId), Failure> {
-        let wanted = WantedPlace {
-            workspace: request.workspace_id.map(WorkspaceId::from),
-            workspace_slug: slug("workspace_slug", request.workspace_slug.as_deref())?,
-            workspace_name: name(request.workspace_name.as_deref())?,
-            project: request.project_id.map(ProjectId::from),
-            project_slug: slug("project_slug", request.project_slug.as_deref())?,
-            project_name: name(request.project_name.as_deref())?,
-            external_workspace_id: request.external_workspace_id.clone(),
-            external_user_id: request.external_user_id.clone(),
-            external_project_id: request.external_project_id.clone(),
-            // A confined key has its own default.
-            otherwise: match caller.confinement.workspace {
-                Some(only) => Some(only.to_string()),
-                None => caller.default_workspace.clone(),
-            },
-        };
+        wanted: &WantedPlace,
+        build: impl FnOnce(WorkspaceId, ProjectId, &WorkspacePolicy) -> NewComputer,
+    ) -> Result<(ComputerRecord, WorkflowRecord), Failure> {
         let may_make = access::may_make_workspaces(caller);
         let may_use = |workspace: &WorkspaceRecord| access::may_use(caller, workspace);
-        let placed = self.inner.store.place(caller.tenant, caller.user, &wanted, may_make, may_use).await?;
-        match placed {
-            Placed::At { workspace, project } => Ok((workspace, project)),
-            Placed::NoWorkspace => Err(Denied::NotFound.about("workspace")),
-            Placed::NoProject => Err(Denied::NotFound.about("project")),
-            Placed::ProjectElsewhere => {
-                Err(ApiError::field("project_id", "the project is not in the workspace").into())
+        let whose = (caller.tenant, caller.user);
+        let inserted = self.inner.store.insert_computer_at(whose, wanted, may_make, may_use, build).await?;
+        inserted.map_err(|why| match why {
+            NotPlaced::NoWorkspace => Denied::NotFound.about("workspace"),
+            NotPlaced::NoProject => Denied::NotFound.about("project"),
+            NotPlaced::ProjectElsewhere => {
+                ApiError::field("project_id", "the project is not in the workspace").into()
             }
-            Placed::Forbidden => Err(forbidden()),
-        }
+            NotPlaced::Forbidden => forbidden(),
+        })
     }
 
     pub async fn workspaces(&self, caller: &Caller, query: PageQuery) -> Result<WorkspaceList, Failure> {
@@ -339,7 +324,11 @@ impl Control {
             return removed(Removal::IsDefault, "project").map(|()| project_view(record));
         }
         match self.inner.store.move_project(record, target.id).await? {
-            PlaceInserted::New(moved) => Ok(project_view(&moved)),
+            PlaceInserted::New(moved) => {
+                // Whoever has one of its computers open may not be let into the target.
+                self.inner.callers.changed();
+                Ok(project_view(&moved))
+            }
             PlaceInserted::Existing(other) => Err(slug_taken(&other)),
             PlaceInserted::Missing => Err(Denied::NotFound.about("project")),
         }
@@ -350,6 +339,26 @@ impl Control {
             self.inner.store.count_in_place(record.workspace, Some(record.id)).await?;
         Ok(ProjectSummary { project: project_view(record), computers })
     }
+}
+
+/// Where the computer goes that a request asks for.
+pub(crate) fn wanted_place(caller: &Caller, request: &CreateComputer) -> Result<WantedPlace, ApiError> {
+    Ok(WantedPlace {
+        workspace: request.workspace_id.map(WorkspaceId::from),
+        workspace_slug: slug("workspace_slug", request.workspace_slug.as_deref())?,
+        workspace_name: name(request.workspace_name.as_deref())?,
+        project: request.project_id.map(ProjectId::from),
+        project_slug: slug("project_slug", request.project_slug.as_deref())?,
+        project_name: name(request.project_name.as_deref())?,
+        external_workspace_id: request.external_workspace_id.clone(),
+        external_user_id: request.external_user_id.clone(),
+        external_project_id: request.external_project_id.clone(),
+        // A confined key has its own default.
+        otherwise: match caller.confinement.workspace {
+            Some(only) => Some(only.to_string()),
+            None => caller.default_workspace.clone(),
+        },
+    })
 }
 
 pub fn workspace_view(record: &WorkspaceRecord) -> Workspace {

@@ -64,8 +64,8 @@ impl Control {
     }
 
     pub(crate) fn preview_url(&self, record: &ComputerRecord, port: PortNumber) -> String {
-        let urls = &self.inner.config.urls;
-        format!("{}://{port}-{}.sandbox.{}", urls.scheme, record.slug, urls.domain)
+        let (scheme, domain) = (&self.inner.config.urls.scheme, self.preview_domain_of(record));
+        format!("{scheme}://{port}-{}.sandbox.{domain}", record.slug)
     }
 
     fn port_view(&self, record: &ComputerRecord, port: &PortRecord) -> Port {

@@ -14,7 +14,7 @@ use roost_api::{
     ApiError, ComputerId, ErrorCode, PortAccess, PortAccessRequest, PortNumber, PortVisibility, Status,
     Timestamp,
 };
-use roost_store::{ComputerRecord, PortLink, PortRecord};
+use roost_store::{Caller, ComputerRecord, PortLink, PortRecord};
 
 use crate::connection::{DEFAULT_TTL, checked_ttl};
 use crate::keys::hash;
@@ -38,6 +38,8 @@ pub enum Door {
     Host {
         slug: String,
         port: Option<PortNumber>,
+        /// Under which domain, where it is not the server's: then only computers of the domain's owner are behind it.
+        domain: Option<String>,
     },
     Path {
         computer: ComputerId,
@@ -61,6 +63,8 @@ pub struct Answer {
     pub decision: Decision,
     /// Whether the bearer credential is one of ours; the program in the computer must not see it then.
     pub is_our_bearer: bool,
+    /// Whose key it is that opened the door, where one was needed.
+    pub opened_by: Option<Caller>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +125,7 @@ impl Control {
         };
         let is_our_bearer = caller.is_some() || visitor.bearer.is_some_and(crate::token::looks_like_ours);
         let Some((record, place)) = self.behind(door).await? else {
-            return Ok(Answer { decision: Decision::NotFound, is_our_bearer });
+            return Ok(Answer { decision: Decision::NotFound, is_our_bearer, opened_by: None });
         };
         let is_member = match &caller {
             Some(caller) => self.get(caller, record.id).await.is_ok(),
@@ -129,14 +133,24 @@ impl Control {
         };
         let standing = if is_member { Standing::Member } else { self.standing(place, visitor) };
         let exposed = self.inner.store.port(place.computer, place.port).await?;
-        let decision = decide(place, exposed.map(|port| port.visibility), standing);
-        Ok(Answer { decision, is_our_bearer })
+        let visibility = exposed.map(|port| port.visibility);
+        let decision = decide(place, visibility, standing);
+        let needed = is_member && visibility != Some(PortVisibility::Public);
+        Ok(Answer { decision, is_our_bearer, opened_by: caller.filter(|_| needed) })
     }
 
     async fn behind(&self, door: &Door) -> Result<Option<(ComputerRecord, Place)>, Failure> {
         let store = &self.inner.store;
         let (record, port) = match door {
-            Door::Host { slug, port } => (store.computer_by_slug(slug).await?, *port),
+            Door::Host { slug, port, domain } => {
+                let mut record = store.computer_by_slug(slug).await?;
+                if let (Some(domain), Some(found)) = (domain, &record)
+                    && !store.is_preview_domain_of(domain, found).await?
+                {
+                    record = None;
+                }
+                (record, *port)
+            }
             Door::Path { computer, port } => (store.computer(*computer).await?, Some(*port)),
         };
         let Some(record) = record else { return Ok(None) };

@@ -12,7 +12,7 @@ use roost_guest_proto::v1::tunnel_client::TunnelClient;
 use roost_guest_proto::v1::tunnel_input::Input;
 use roost_guest_proto::v1::tunnel_output::Output;
 use roost_guest_proto::v1::tunnel_target::Target;
-use roost_guest_proto::v1::{Display, TunnelInput, TunnelOutput, TunnelTarget};
+use roost_guest_proto::v1::{Display, TunnelInput, TunnelOpened, TunnelOutput, TunnelTarget, UserSocket};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -115,12 +115,29 @@ impl Control {
         self.open(id, Target::TcpPort(port.get().into())).await
     }
 
+    /// Opens a connection to a unix socket of a running computer as its desktop user, whose id is answered too.
+    pub(crate) async fn open_user_socket(
+        &self,
+        id: ComputerId,
+        path: &str,
+    ) -> Result<(Tunnel, u32), Failure> {
+        let socket = UserSocket { path: path.to_owned() };
+        let mut tunnel = self.open(id, Target::UserSocket(socket)).await?;
+        let first = tunnel.output.message().await.map_err(Failure::from_guest)?;
+        let Some(TunnelOutput { output: Some(Output::Opened(TunnelOpened { uid })) }) = first else {
+            return Err(Failure::from_guest(tonic::Status::aborted(
+                "the tunnel did not begin with its opening",
+            )));
+        };
+        Ok((tunnel, uid))
+    }
+
     async fn open(&self, id: ComputerId, target: Target) -> Result<Tunnel, Failure> {
         let mut client = TunnelClient::new(self.guest(id).await?);
         let (input, inputs) = mpsc::channel(IN_FLIGHT);
         let target_port = match &target {
             Target::TcpPort(port) => Some(*port),
-            Target::Display(_) => None,
+            Target::Display(_) | Target::UserSocket(_) => None,
         };
         let target = TunnelTarget { target: Some(target) };
         let first = TunnelInput { input: Some(Input::Target(target)) };

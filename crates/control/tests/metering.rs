@@ -142,6 +142,7 @@ impl World {
                 disk_directories: Vec::new(),
                 events: EventRetention::default(),
                 outbound: Arc::new(silent::Silent),
+                resolver: Arc::new(roost_control::SystemResolver),
                 credits: self.credits,
                 sharing: self.sharing.clone(),
                 files: FileConfig::default(),

@@ -105,6 +105,7 @@ impl Host {
             disk_directories: Vec::new(),
             events: EventRetention::default(),
             outbound: Arc::new(silent::Silent),
+            resolver: Arc::new(roost_control::SystemResolver),
             credits: CreditConfig::default(),
             sharing: Sharing { lease, locks },
             files: FileConfig::default(),

@@ -171,6 +171,7 @@ impl World {
             disk_directories: Vec::new(),
             events: EventRetention::default(),
             outbound: Arc::new(silent::Silent),
+            resolver: Arc::new(roost_control::SystemResolver),
             credits: CreditConfig::default(),
             sharing: Sharing::default(),
             files: FileConfig::default(),

@@ -11,6 +11,7 @@
 //! | `terminal` | terminals that stay when nobody looks |
 //! | `files` | files: read, write, list, archive, search, watch; below the roots of each call |
 //! | `desktop` | pixels, pointer and keyboard of the X display |
+//! | `events` | what happens: windows, clipboard, idleness, processes |
 //! | `tunnel` | byte streams into the guest |
 //! | `logs` | what services have logged |
 //! | `apps` | desktop programs: which there are, installing and starting them |
@@ -24,6 +25,7 @@
 mod apps;
 mod descriptor;
 mod desktop;
+mod events;
 mod files;
 mod logs;
 mod process;
@@ -40,6 +42,7 @@ use tracing::level_filters::LevelFilter;
 use crate::{
     apps::AppsService,
     desktop::{DesktopService, display::DisplayAddress, readiness},
+    events::EventsService,
     files::FilesService,
     process::{Commands, ProcessService},
     services::Services,
@@ -162,8 +165,9 @@ async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
         ProcessService::new(commands.clone()),
         TerminalService::new(commands),
         FilesService::new(user.clone()),
-        DesktopService::new(display.clone(), readiness),
-        TunnelService::new(rfb),
+        DesktopService::new(display.clone(), readiness.clone()),
+        EventsService::new(display.clone(), readiness),
+        TunnelService::new(rfb, user.clone()),
         AppsService::new(user, display),
     );
     match transport {

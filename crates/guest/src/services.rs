@@ -4,15 +4,16 @@ use std::{convert::Infallible, future::Future, pin::Pin};
 
 use hyper::body::Incoming;
 use roost_guest_proto::v1::{
-    apps_server::AppsServer, desktop_server::DesktopServer, files_server::FilesServer,
-    logs_server::LogsServer, process_server::ProcessServer, system_server::SystemServer,
-    terminal_server::TerminalServer, tunnel_server::TunnelServer,
+    apps_server::AppsServer, desktop_server::DesktopServer, events_server::EventsServer,
+    files_server::FilesServer, logs_server::LogsServer, process_server::ProcessServer,
+    system_server::SystemServer, terminal_server::TerminalServer, tunnel_server::TunnelServer,
 };
 use tonic::{body::Body, codegen::Service, server::NamedService};
 
 use crate::{
-    apps::AppsService, desktop::DesktopService, files::FilesService, logs::LogsService,
-    process::ProcessService, system::SystemService, terminal::TerminalService, tunnel::TunnelService,
+    apps::AppsService, desktop::DesktopService, events::EventsService, files::FilesService,
+    logs::LogsService, process::ProcessService, system::SystemService, terminal::TerminalService,
+    tunnel::TunnelService,
 };
 
 type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
@@ -24,6 +25,7 @@ pub(crate) struct Services {
     terminal: TerminalServer<TerminalService>,
     files: FilesServer<FilesService>,
     desktop: DesktopServer<DesktopService>,
+    events: EventsServer<EventsService>,
     tunnel: TunnelServer<TunnelService>,
     apps: AppsServer<AppsService>,
     logs: LogsServer<LogsService>,
@@ -36,6 +38,7 @@ impl Services {
         terminal: TerminalService,
         files: FilesService,
         desktop: DesktopService,
+        events: EventsService,
         tunnel: TunnelService,
         apps: AppsService,
     ) -> Self {
@@ -45,6 +48,7 @@ impl Services {
             terminal: TerminalServer::new(terminal),
             files: FilesServer::new(files),
             desktop: DesktopServer::new(desktop),
+            events: EventsServer::new(events),
             tunnel: TunnelServer::new(tunnel),
             apps: AppsServer::new(apps),
             logs: LogsServer::new(LogsService),
@@ -65,6 +69,7 @@ impl hyper::service::Service<http::Request<Incoming>> for Services {
             TerminalServer::<TerminalService>::NAME => answer(self.terminal.clone(), request),
             FilesServer::<FilesService>::NAME => answer(self.files.clone(), request),
             DesktopServer::<DesktopService>::NAME => answer(self.desktop.clone(), request),
+            EventsServer::<EventsService>::NAME => answer(self.events.clone(), request),
             TunnelServer::<TunnelService>::NAME => answer(self.tunnel.clone(), request),
             AppsServer::<AppsService>::NAME => answer(self.apps.clone(), request),
             LogsServer::<LogsService>::NAME => answer(self.logs.clone(), request),

@@ -1,11 +1,17 @@
-//! Byte streams into the guest: to a port on its loopback, or to the RFB server of its desktop.
+//! Byte streams into the guest: to a port on its loopback, to the RFB server of its desktop, or to a unix socket of the
+//! desktop user.
 //!
 //! The two directions are independent. The answer's stream ends when the target has sent its last byte;
 //! the call's input is still carried to the target until the host ends it too, which is then the
 //! target's end of file. Neither side reads ahead of the other: a target that does not read holds the
 //! host's stream back through HTTP/2's window, a host that does not read leaves the target's socket full.
 
-use std::{io, path::PathBuf, pin::Pin};
+use std::{
+    io,
+    os::unix::net::UnixStream as BlockingUnixStream,
+    path::{Path, PathBuf},
+    pin::Pin,
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -17,15 +23,20 @@ use roost_guest_proto::v1::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
+    sync::oneshot,
 };
 use tokio_util::io::ReaderStream;
 use tonic::{Request, Response, Status, Streaming};
+
+use crate::process::{Account, find_account};
 
 const CHUNK: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(crate) struct TunnelService {
     rfb: PathBuf,
+    /// The desktop user.
+    user: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +45,13 @@ enum RefusedError {
     Port { port: u16, source: io::Error },
     #[error("the desktop's screen server does not answer at {}: {source}", path.display())]
     Display { path: PathBuf, source: io::Error },
+    #[error("nothing answers the desktop user at {}: {source}", path.display())]
+    UserSocket { path: PathBuf, source: io::Error },
 }
 
 impl TunnelService {
-    pub(crate) fn new(rfb: PathBuf) -> Self {
-        Self { rfb }
+    pub(crate) fn new(rfb: PathBuf, user: String) -> Self {
+        Self { rfb, user }
     }
 }
 
@@ -63,7 +76,7 @@ impl Tunnel for TunnelService {
                 match connect_loopback(port).await {
                     Ok(socket) => {
                         let (reader, writer) = socket.into_split();
-                        Ok(Response::new(carry(input, reader, writer)))
+                        Ok(Response::new(carry(TunnelOpened::default(), input, reader, writer)))
                     }
                     Err(source) => Err(refused(&RefusedError::Port { port, source })),
                 }
@@ -71,10 +84,24 @@ impl Tunnel for TunnelService {
             Target::Display(_) => match UnixStream::connect(&self.rfb).await {
                 Ok(socket) => {
                     let (reader, writer) = socket.into_split();
-                    Ok(Response::new(carry(input, reader, writer)))
+                    Ok(Response::new(carry(TunnelOpened::default(), input, reader, writer)))
                 }
                 Err(source) => Err(refused(&RefusedError::Display { path: self.rfb.clone(), source })),
             },
+            Target::UserSocket(socket) => {
+                let account =
+                    find_account(&self.user).map_err(|error| Status::unavailable(error.to_string()))?;
+                let uid = account.uid.as_raw();
+                // An absolute path stands for itself.
+                let path = Path::new("/run/user").join(uid.to_string()).join(socket.path);
+                match connect_as(account, path.clone()).await {
+                    Ok(socket) => {
+                        let (reader, writer) = socket.into_split();
+                        Ok(Response::new(carry(TunnelOpened { uid }, input, reader, writer)))
+                    }
+                    Err(source) => Err(refused(&RefusedError::UserSocket { path, source })),
+                }
+            }
         }
     }
 }
@@ -97,7 +124,29 @@ async fn connect_loopback(port: u16) -> io::Result<TcpStream> {
     Ok(socket)
 }
 
+/// What the other side of a socket learns of us is the user that our thread has at this moment. So it is a thread of its
+/// own, which becomes that user for good.
+async fn connect_as(account: Account, path: PathBuf) -> io::Result<UnixStream> {
+    let (answer, connected) = oneshot::channel();
+    std::thread::Builder::new().spawn(move || {
+        let connect = || {
+            if account.uid != rustix::process::geteuid() {
+                rustix::thread::set_thread_groups(&account.groups)?;
+                rustix::thread::set_thread_gid(account.gid)?;
+                rustix::thread::set_thread_uid(account.uid)?;
+            }
+            BlockingUnixStream::connect(path)
+        };
+        // Whoever does not wait for it any more does not need it.
+        let _unwanted = answer.send(connect());
+    })?;
+    let socket = connected.await.map_err(io::Error::other)??;
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
+}
+
 fn carry(
+    opened: TunnelOpened,
     input: Streaming<TunnelInput>,
     reader: impl AsyncRead + Send + 'static,
     writer: impl AsyncWrite + Unpin + Send + 'static,
@@ -108,7 +157,7 @@ fn carry(
             tracing::debug!(%error, "a tunnel's input broke");
         }
     });
-    let opened = TunnelOutput { output: Some(Output::Opened(TunnelOpened {})) };
+    let opened = TunnelOutput { output: Some(Output::Opened(opened)) };
     let data = ReaderStream::with_capacity(reader, CHUNK).map(|read| match read {
         Ok(data) => Ok(TunnelOutput { output: Some(Output::Data(data)) }),
         Err(error) => Err(Status::aborted(format!("the target broke the connection: {error}"))),

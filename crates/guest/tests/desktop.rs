@@ -14,9 +14,10 @@ use std::{
 
 use roost_guest_proto::v1::{
     Button, CaptureRequest, ChangeWindowRequest, CursorRequest, HealthRequest, InputAction, InputRequest,
-    KeyChord, Point, ReadClipboardRequest, Region, ScreenEvent, ScreenRequest, Scroll, TypeSlowly,
-    WaitDesktopRequest, WatchScreenReply, WatchScreenRequest, WindowState, WindowsRequest,
-    WriteClipboardRequest, change_window_request::Change, desktop_client::DesktopClient,
+    KeyChord, Point, ReadClipboardRequest, Region, ScreenEvent, ScreenRequest, Scroll, TypeSlowly, UserIdle,
+    WaitDesktopRequest, WatchDesktopRequest, WatchScreenReply, WatchScreenRequest, WindowChange, WindowEvent,
+    WindowState, WindowsRequest, WriteClipboardRequest, change_window_request::Change,
+    desktop_client::DesktopClient, desktop_event::Event as Told, events_client::EventsClient,
     input_action::Action, system_client::SystemClient,
 };
 use tempfile::TempDir;
@@ -632,4 +633,90 @@ async fn without_a_window_manager_there_are_no_windows() {
     assert_eq!(client.change_window(close).await.unwrap_err().code(), Code::NotFound);
     let screen = client.screen(ScreenRequest {}).await.unwrap().into_inner();
     assert_eq!((screen.display, screen.window_manager), (server.display.clone(), String::new()));
+}
+
+/// What a window manager would say there is, and which of it has the keyboard.
+fn say_there_are(connection: &RustConnection, root: u32, windows: &[u32], active: u32) {
+    let atom = |name: &str| connection.intern_atom(false, name.as_bytes()).unwrap().reply().unwrap().atom;
+    for (name, values) in [("_NET_CLIENT_LIST", windows), ("_NET_ACTIVE_WINDOW", &[active])] {
+        connection.change_property32(PropMode::REPLACE, root, atom(name), AtomEnum::WINDOW, values).unwrap();
+    }
+    connection.sync().unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn what_happens_on_the_desktop_is_told() {
+    let server = Server::start();
+    let agent = server.agent();
+    let channel = connect(&agent).await;
+    let (connection, root) = server.connect();
+    let window = |title: &str, pid: u32| {
+        let window = connection.generate_id().unwrap();
+        let (class, look) = (WindowClass::INPUT_OUTPUT, CreateWindowAux::new());
+        connection.create_window(0, window, root, 0, 0, 50, 50, 0, class, 0, &look).unwrap();
+        let (name, kind) = (AtomEnum::WM_NAME, AtomEnum::STRING);
+        connection.change_property8(PropMode::REPLACE, window, name, kind, title.as_bytes()).unwrap();
+        let atom = connection.intern_atom(false, b"_NET_WM_PID").unwrap().reply().unwrap().atom;
+        connection.change_property32(PropMode::REPLACE, window, atom, AtomEnum::CARDINAL, &[pid]).unwrap();
+        window
+    };
+    let (first, second) = (window("first", 7), window("second", 8));
+    say_there_are(&connection, root, &[first], first);
+    input(&channel, [Action::Move(Point { x: 1, y: 1 })]).await.unwrap();
+
+    let request = WatchDesktopRequest { windows: true, clipboard: true, idle_ms: 1500 };
+    let mut client = EventsClient::new(channel.clone());
+    let mut events = client.watch_desktop(request).await.unwrap().into_inner();
+    let mut next = async || {
+        let event = tokio::time::timeout(Duration::from_secs(20), events.message()).await;
+        event.expect("nothing is told").unwrap().expect("the stream ended").event
+    };
+    assert_eq!(next().await, None, "it has begun");
+    let told = |change: WindowChange, id: u32, pid: u32, title: &str| {
+        let title = title.to_owned();
+        Some(Told::Window(WindowEvent { change: change.into(), id, pid, title }))
+    };
+    say_there_are(&connection, root, &[first, second], second);
+    assert_eq!(next().await, told(WindowChange::Opened, second, 8, "second"));
+    assert_eq!(next().await, told(WindowChange::Focused, second, 8, "second"));
+    say_there_are(&connection, root, &[first, second], first);
+    assert_eq!(next().await, told(WindowChange::Focused, first, 7, "first"));
+    say_there_are(&connection, root, &[first], first);
+    assert_eq!(next().await, told(WindowChange::Closed, second, 8, "second"));
+    set_clipboard(&channel, "žluť").await.unwrap();
+    assert_eq!(next().await, Some(Told::ClipboardBytes(6)));
+    // Nobody is there any more, and then somebody is, again and again.
+    for _ in 0..2 {
+        let Some(Told::Idle(UserIdle { idle: true, ms })) = next().await else { panic!("not idle") };
+        assert!((1500..15_000).contains(&ms), "{ms}");
+        input(&channel, [Action::Move(Point { x: 9, y: 9 }), Action::Move(Point { x: 8, y: 8 })])
+            .await
+            .unwrap();
+        let Some(Told::Idle(UserIdle { idle: false, ms })) = next().await else { panic!("still idle") };
+        assert!(ms >= 1500, "{ms}");
+    }
+
+    // Whoever comes when nobody has been there for long hears of it at once.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let request = WatchDesktopRequest { windows: false, clipboard: false, idle_ms: 100 };
+    let mut late = client.watch_desktop(request).await.unwrap().into_inner();
+    assert_eq!(late.message().await.unwrap().unwrap().event, None);
+    let event = late.message().await.unwrap().unwrap().event;
+    assert!(matches!(event, Some(Told::Idle(UserIdle { idle: true, ms: 100.. }))), "{event:?}");
+
+    // Some hundred would take all connections of the X server, and nobody would see a desktop any more.
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count();
+    let before = open();
+    let mut many = Vec::new();
+    let refused = loop {
+        match client.watch_desktop(request).await {
+            Ok(stream) => many.push(stream),
+            Err(status) => break status,
+        }
+        assert!(many.len() < 100, "nobody is refused");
+    };
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    drop(many);
+    within("the connections to be closed", || open() <= before).await;
 }

@@ -7,8 +7,8 @@ mod support;
 
 use bytes::Bytes;
 use roost_guest_proto::v1::{
-    Display, TunnelInput, TunnelOutput, TunnelTarget, tunnel_client::TunnelClient, tunnel_input::Input,
-    tunnel_output::Output, tunnel_target::Target,
+    Display, TunnelInput, TunnelOutput, TunnelTarget, UserSocket, tunnel_client::TunnelClient,
+    tunnel_input::Input, tunnel_output::Output, tunnel_target::Target,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -161,4 +161,31 @@ async fn what_cannot_be_opened_is_refused() {
     let mut client = TunnelClient::new(channel);
     let first = client.open(tokio_stream::iter([data("x")])).await.unwrap_err();
     assert_eq!(first.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_users_socket_is_connected_to_as_that_user() {
+    let agent = Agent::start(&[]);
+    let channel = agent.connect().await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let socket =
+        |path: &std::path::Path| Target::UserSocket(UserSocket { path: path.to_str().unwrap().to_owned() });
+    let refused = open(&channel, socket(&path)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(refused.message().contains(path.to_str().unwrap()), "{refused}");
+
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let seen = socket.peer_cred().unwrap().uid();
+        socket.write_all(&seen.to_le_bytes()).await.unwrap();
+    });
+    let (_inputs, outputs) = open(&channel, socket(&path)).await.unwrap();
+    let seen = u32::from_le_bytes(read_all(outputs).await.try_into().unwrap());
+    assert_eq!(seen, rustix::process::geteuid().as_raw());
+    server.await.unwrap();
+    // A relative one is in the user's runtime directory.
+    let missing = open(&channel, socket("roost-no-such-socket".as_ref())).await.unwrap_err();
+    assert!(missing.message().contains(&format!("/run/user/{seen}/roost-no-such-socket")), "{missing}");
 }

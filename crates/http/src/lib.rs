@@ -113,9 +113,11 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::terminal::router())
         .merge(routes::files::router())
         .merge(routes::desktop::router())
+        .merge(routes::accessibility::router())
         .merge(routes::connection::router())
         .merge(routes::env::router())
         .merge(routes::ports::router())
+        .merge(routes::domains::router())
         .merge(routes::shares::router())
         .merge(sockets::tunnel::router())
         .merge(routes::events::router())
@@ -126,6 +128,7 @@ fn api() -> OpenApiRouter<App> {
         .merge(routes::workspaces::router())
         .merge(routes::projects::router())
         .merge(routes::admin::router())
+        .merge(routes::settings::router())
         .merge(routes::server::router());
     OpenApiRouter::with_openapi(ApiDoc::openapi()).nest("/api/v1", api)
 }
@@ -161,11 +164,14 @@ pub fn router(app: App) -> Result<Router, serde_json::Error> {
     let previews = Router::new().fallback(preview::visit).with_state(app.clone());
     let (router, previews) = (enveloped(router), enveloped(previews));
     // Before any routing: a path of ours is nothing special on the host of a port.
+    let app = Arc::new(app);
     let by_host = tower::service_fn(move |mut request: axum::extract::Request| {
-        client::note(&mut request, &app.trusted_proxies);
-        let is_for_a_port = preview::is_for_a_port(&request, &app.domain);
-        let router = if is_for_a_port { &previews } else { &router };
-        tower::ServiceExt::oneshot(router.clone(), request)
+        let (app, router, previews) = (app.clone(), router.clone(), previews.clone());
+        async move {
+            client::note(&mut request, &app.trusted_proxies);
+            let is_for_a_port = preview::is_for_a_port(&app, &mut request).await;
+            tower::ServiceExt::oneshot(if is_for_a_port { previews } else { router }, request).await
+        }
     });
     Ok(Router::new().fallback_service(by_host))
 }

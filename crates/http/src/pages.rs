@@ -158,7 +158,7 @@ async fn session_by_path(State(app): State<App>, request: Request) -> Result<Jso
     let id: ComputerId = path_id(&mut parts, &app).await?;
     let headers = HeaderMap::from_request_parts(&mut parts, &app).await.unwrap_or_default();
     let access = app.control.verify_stream_token(bearer(&headers).unwrap_or_default())?;
-    let (record, _) = app.control.authorize_stream(id, bearer(&headers), None, None).await?;
+    let record = app.control.authorize_stream(id, bearer(&headers), None, None).await?.computer;
     session(&app, id, access, record)
 }
 

@@ -8,15 +8,22 @@ use roost_control::{Act, Scope};
 
 /// Reads that hand out what drives a computer.
 const CREDENTIALS: &str = "/vnc-credentials";
+/// A read by its method alone: what it finds out is kept.
+const VERIFY: &str = "/preview-domain/verify";
 /// Posts that change nothing.
-const READING: [&str; 4] = ["/sse/ticket", "/auth/sse-ticket", "/switch", "/files/stat"];
+const READING: [&str; 5] =
+    ["/sse/ticket", "/auth/sse-ticket", "/switch", "/files/stat", "/actions/authorize"];
 
 pub(crate) fn act(parts: &Parts) -> Act {
     let route = route(parts);
     if matches!(parts.method, Method::GET | Method::HEAD) {
         // A socket is used in both directions, unless it only tells what happens.
         let is_socket = parts.headers.contains_key(header::UPGRADE) && !route.ends_with("/events");
-        return if is_socket || route.ends_with(CREDENTIALS) { Act::Write } else { Act::Read };
+        return if is_socket || route.ends_with(CREDENTIALS) || route.ends_with(VERIFY) {
+            Act::Write
+        } else {
+            Act::Read
+        };
     }
     if READING.iter().any(|end| route.ends_with(end)) { Act::Read } else { Act::Write }
 }

@@ -42,5 +42,8 @@ CREATE OR REPLACE TRIGGER roost_changed AFTER UPDATE OF role, removed_at ON user
     FOR EACH STATEMENT EXECUTE FUNCTION roost_said('callers');
 CREATE OR REPLACE TRIGGER roost_changed AFTER INSERT OR UPDATE OR DELETE ON workspace_members
     FOR EACH STATEMENT EXECUTE FUNCTION roost_said('callers');
+-- Whose a computer is decides who may have something of it open.
+CREATE OR REPLACE TRIGGER roost_placed AFTER UPDATE OF workspace_id ON computers
+    FOR EACH STATEMENT EXECUTE FUNCTION roost_said('callers');
 CREATE OR REPLACE TRIGGER roost_changed AFTER DELETE ON servers
     FOR EACH STATEMENT EXECUTE FUNCTION roost_said('servers');

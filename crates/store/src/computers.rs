@@ -17,16 +17,25 @@ use crate::quotas::admit_new;
 use crate::reach::{Of, Reach};
 use crate::record::{ComputerRecord, Desired, Observed, WorkflowKind, WorkflowRecord, number};
 use crate::setups::insert_setup;
-use crate::status::{STATE, states};
+use crate::status::status;
 use crate::workflows::insert_workflow;
 use crate::{Db, Store, StoreError};
 
-/// Every column, and the workflow at work as `intended`.
-const SELECT: &str = "SELECT c.*, w.kind AS intended FROM computers c
-     LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
+/// The nearest verified domain of a computer `c`.
+macro_rules! preview_domain {
+    () => {
+        "(SELECT d.domain FROM preview_domains d
+              WHERE d.owner_id IN (c.project_id, c.workspace_id, c.tenant_id) AND d.verified_at IS NOT NULL
+              ORDER BY d.distance LIMIT 1) AS preview_domain"
+    };
+}
 
-/// What a filter needs beside the computers themselves.
-const WITH_WORKFLOWS: &str = " LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL";
+/// Every column, the workflow at work as `intended`, and the domain of its ports.
+const SELECT: &str = concat!(
+    "SELECT c.*, w.kind AS intended, ",
+    preview_domain!(),
+    " FROM computers c LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL"
+);
 
 #[derive(Debug, Clone)]
 pub struct NewComputer {
@@ -96,8 +105,8 @@ pub struct ComputerChange {
 }
 
 impl Store {
-    /// Inserts the computer and begins its `create` workflow in one transaction, so that there is never one
-    /// without the other.
+    /// Inserts a computer whose place is there, and begins its `create` workflow.
+    #[cfg(any(test, feature = "testing"))]
     pub async fn insert_computer(
         &self,
         new: &NewComputer,
@@ -120,12 +129,13 @@ impl Store {
         &self,
         id: ComputerId,
     ) -> Result<Option<(ComputerRecord, EventId)>, StoreError> {
-        let row = sqlx::query(
-            "SELECT c.*, w.kind AS intended, l.last_id AS last_event FROM event_log l
-             JOIN computers c ON c.id = $1
+        let row = sqlx::query(concat!(
+            "SELECT c.*, w.kind AS intended, l.last_id AS last_event, ",
+            preview_domain!(),
+            " FROM event_log l JOIN computers c ON c.id = $1
              LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL
-             WHERE l.id = 1",
-        )
+             WHERE l.id = 1"
+        ))
         .bind(id.to_string())
         .fetch_optional(&self.pool)
         .await?;
@@ -143,6 +153,18 @@ impl Store {
     pub async fn all_computers(&self) -> Result<Vec<ComputerRecord>, StoreError> {
         let rows = QueryBuilder::new(SELECT).build().fetch_all(&self.pool).await?;
         rows.iter().map(ComputerRecord::from_row).collect()
+    }
+
+    /// Gives computers from before there was a column for it their status.
+    pub(crate) async fn write_missing_statuses(&self) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let mut query = QueryBuilder::new(SELECT);
+        query.push(" WHERE c.status = ''");
+        for row in query.build().fetch_all(&mut *tx).await? {
+            write_status(&mut tx, &ComputerRecord::from_row(&row)?).await?;
+        }
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Computers that run and are to be stopped once they are idle, or have run for long enough.
@@ -184,7 +206,6 @@ impl Store {
             // Which ones first, mostly from an index alone: what is passed over is not read.
             Some((limit, offset)) => {
                 query.push(" WHERE c.id IN (SELECT c.id FROM computers c");
-                push_tables(&mut query, filter);
                 push_filter(&mut query, reach, filter);
                 query.push(order_by(filter.order));
                 query.push(" LIMIT ").push_bind(signed(limit)?);
@@ -200,7 +221,6 @@ impl Store {
     /// How many match, on all pages.
     pub async fn count_computers(&self, reach: &Reach, filter: &ComputerFilter) -> Result<u64, StoreError> {
         let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM computers c");
-        push_tables(&mut query, filter);
         push_filter(&mut query, reach, filter);
         number(&query.build().fetch_one(&self.pool).await?, "n")
     }
@@ -380,13 +400,6 @@ fn order_by(order: Order) -> &'static str {
     }
 }
 
-/// Only a status depends on more than the computer's own row.
-fn push_tables(query: &mut QueryBuilder, filter: &ComputerFilter) {
-    if filter.statuses.is_some() {
-        query.push(WITH_WORKFLOWS);
-    }
-}
-
 fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter) {
     query.push(" WHERE 1 = 1");
     reach.push(query, Of::Computers);
@@ -406,11 +419,19 @@ fn push_filter(query: &mut QueryBuilder, reach: &Reach, filter: &ComputerFilter)
         let pattern = format!("%{}%", escape_like(&text.to_lowercase()));
         query.push(" AND c.search_text LIKE ").push_bind(pattern).push(" ESCAPE '\\'");
     }
-    if let Some(statuses) = &filter.statuses {
-        query.push(" AND ").push(STATE).push_in(states(statuses));
+    match filter.statuses.as_deref() {
+        None => {}
+        // The index has them in the order of the list, which it has not of several.
+        Some([status]) => {
+            query.push(" AND c.status = ").push_bind(status.as_str());
+        }
+        Some(statuses) => {
+            query.push(" AND c.status").push_in(statuses);
+        }
     }
 }
 
+/// The computer and its `create` workflow come in one transaction, so that there is never one without the other.
 pub(crate) async fn insert(
     tx: &mut Transaction<'static, Db>,
     new: &NewComputer,
@@ -467,6 +488,19 @@ pub(crate) async fn insert(
     let record = load(tx, new.id).await?.ok_or(sqlx::Error::RowNotFound)?;
     record_status(tx, clock, None, Some(&record)).await?;
     Ok((record, workflow))
+}
+
+/// Writes down what the status of a row is by now.
+pub(crate) async fn write_status(
+    tx: &mut Transaction<'static, Db>,
+    computer: &ComputerRecord,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE computers SET status = $1 WHERE id = $2")
+        .bind(status(computer).as_str())
+        .bind(computer.id.to_string())
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
 }
 
 pub(crate) async fn load(

@@ -9,7 +9,7 @@ use roost_api::{
 use serde_json::{Map, Value};
 use sqlx::{Row, Transaction};
 
-use crate::computers::json;
+use crate::computers::{json, write_status};
 use crate::query::QueryBuilder;
 use crate::record::{self, ComputerRecord, optional, parsed};
 use crate::runs::record_run;
@@ -178,14 +178,19 @@ pub(crate) async fn insert_event(
     Ok(())
 }
 
-/// Writes what became of a computer's status between two looks at its row in one transaction: events, and the begin or
-/// end of a run at `now`.
+/// Writes what became of a computer's status between two looks at its row in one transaction: the status itself, events,
+/// and the begin or end of a run at `now`.
 pub(crate) async fn record_status(
     tx: &mut Transaction<'static, Db>,
     now: Timestamp,
     before: Option<&ComputerRecord>,
     after: Option<&ComputerRecord>,
 ) -> Result<(), StoreError> {
+    if let Some(after) = after
+        && before.map(status) != Some(status(after))
+    {
+        write_status(tx, after).await?;
+    }
     record_run(tx, now, before, after).await?;
     let Some(computer) = after.or(before) else { return Ok(()) };
     let scope = EventScope::of(computer);

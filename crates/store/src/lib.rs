@@ -11,6 +11,7 @@ mod apps;
 mod clock;
 mod computers;
 mod credits;
+mod domains;
 mod env;
 mod events;
 mod idempotency;
@@ -29,6 +30,7 @@ mod record;
 mod runs;
 mod sealed;
 mod servers;
+mod settings;
 mod setups;
 mod snapshots;
 pub mod status;
@@ -56,6 +58,7 @@ pub use apps::{InstallationChange, InstallationRecord};
 pub use clock::{Clock, HostClock};
 pub use computers::{ComputerChange, ComputerFilter, NewComputer};
 pub use credits::{Balance, TransactionRecord};
+pub use domains::{DomainOwner, DomainRecord, DomainVerified};
 pub use env::{EnvRecord, IfMissing, NewVariable, VariableRecord, VariableSet};
 pub use events::{EventBatch, EventBounds, EventRecord, EventScope, EventsOf};
 pub use idempotency::{RequestLimits, RequestState};
@@ -65,7 +68,7 @@ pub use keys::{KeyChange, KeyForm, KeyRecord, NewKey};
 pub use layers::LayerRecord;
 pub use metrics::{Measurement, Resolution, Usage};
 pub use places::{
-    NewProject, NewWorkspace, PlaceChange, PlaceInserted, Placed, ProjectRecord, Removal, WantedPlace,
+    NewProject, NewWorkspace, NotPlaced, PlaceChange, PlaceInserted, ProjectRecord, Removal, WantedPlace,
     WorkspaceRecord,
 };
 pub use ports::{Exposed, PortLink, PortRecord};
@@ -78,6 +81,7 @@ pub use record::{
 pub use runs::{RunFilter, RunRecord, Spent, Unpaid};
 pub use sealed::SealedPlace;
 pub use servers::{Change, Changes, Exclusive, Held, Renewed};
+pub use settings::SettingsKind;
 pub use setups::{SetupChange, SetupRecord};
 pub use snapshots::{
     BegunCapture, Deletion, Dependent, DependentKind, FromSnapshot, Naming, NewCapture, NewSnapshot,
@@ -157,7 +161,9 @@ impl Store {
 
     async fn on(pool: Pool) -> Result<Self, StoreError> {
         pool.tell_changes().await?;
-        Ok(Self { pool, clock: Arc::new(HostClock), server: ServerId::new() })
+        let store = Self { pool, clock: Arc::new(HostClock), server: ServerId::new() };
+        store.write_missing_statuses().await?;
+        Ok(store)
     }
 
     /// What is counted by the clock is counted by another one.
@@ -210,6 +216,9 @@ fn migrator() -> Migrator {
         migration(42, "life", include_str!("../migrations/0042_life.sql")),
         migration(43, "policies", include_str!("../migrations/0043_policies.sql")),
         migration(46, "search", include_str!("../migrations/0046_search.sql")),
+        migration(50, "preview_domains", include_str!("../migrations/0050_preview_domains.sql")),
+        migration(51, "settings", include_str!("../migrations/0051_settings.sql")),
+        migration(52, "status", include_str!("../migrations/0052_status.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }
@@ -253,6 +262,10 @@ mod tests {
         assert_eq!((record.layer, record.snapshot, record.memory_lost), (None, None, None));
         assert_eq!(record.region, RegionName::local());
         assert!(!record.always_on && record.last_active_at.is_none());
+        let reach = Reach::whole(record.tenant_id);
+        let of = |status| ComputerFilter { statuses: Some(vec![status]), ..ComputerFilter::default() };
+        assert_eq!(store.count_computers(&reach, &of(roost_api::Status::Stopped)).await.unwrap(), 1);
+        assert_eq!(store.count_computers(&reach, &of(roost_api::Status::Running)).await.unwrap(), 0);
         // Opening it again changes nothing.
         store.close().await;
         let store = database.store().await;

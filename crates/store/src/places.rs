@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use roost_api::{ComputerCounts, ProjectId, TenantId, Timestamp, UserId, WorkspaceId, WorkspaceRole};
+use roost_api::{
+    ComputerCounts, ProjectId, TenantId, Timestamp, UserId, WorkspaceId, WorkspacePolicy, WorkspaceRole,
+};
 use serde_json::{Map, Value};
 use sqlx::{Row, Transaction};
 
-use crate::computers::{json as to_json, load};
+use crate::computers::{NewComputer, insert, json as to_json, load};
 use crate::query::QueryBuilder;
-use crate::quotas::admit_arrived;
-use crate::record::{json, number, parsed, time};
+use crate::quotas::{admit_arrived, policy_of};
+use crate::record::{ComputerRecord, WorkflowRecord, json, number, parsed, time};
 use crate::tenants::put_member;
 use crate::{Db, DbRow, Store, StoreError};
 
@@ -162,13 +164,9 @@ pub struct WantedPlace {
     pub otherwise: Option<String>,
 }
 
-/// Where it will be.
-#[derive(Debug)]
-pub enum Placed {
-    At {
-        workspace: WorkspaceId,
-        project: ProjectId,
-    },
+/// Why there is no place for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotPlaced {
     NoWorkspace,
     NoProject,
     /// The project is not in the workspace.
@@ -505,58 +503,74 @@ impl Store {
         })
     }
 
-    /// Finds, or makes, the place for a computer that `user` creates. `may_use` says of a workspace whether they may
-    /// put a computer there.
-    pub async fn place(
+    /// Inserts a computer that `user` makes, and begins its `create` workflow, where it is wanted: what is named there by
+    /// slug or external id is made with it, so a computer that is refused leaves nothing. `may_use` says of a workspace
+    /// whether the user may put a computer there.
+    pub async fn insert_computer_at(
         &self,
-        tenant: TenantId,
-        user: UserId,
+        (tenant, user): (TenantId, UserId),
         wanted: &WantedPlace,
         may_make: bool,
         may_use: impl Fn(&WorkspaceRecord) -> bool,
-    ) -> Result<Placed, StoreError> {
+        build: impl FnOnce(WorkspaceId, ProjectId, &WorkspacePolicy) -> NewComputer,
+    ) -> Result<Result<(ComputerRecord, WorkflowRecord), NotPlaced>, StoreError> {
         let mut tx = self.write().await?;
-        let workspace = match find_wanted(&mut tx, tenant, wanted).await? {
-            Found::Workspace(found) if may_use(&found) => found.id,
-            Found::Workspace(_) => return Ok(Placed::Forbidden),
-            Found::None => return Ok(Placed::NoWorkspace),
-            Found::ToMake(_) if !may_make => return Ok(Placed::Forbidden),
-            Found::ToMake(new) => {
-                let new = NewWorkspace { creator: Some(user), ..*new };
-                insert_workspace(&mut tx, &new, Timestamp::now()).await?
-            }
+        let (workspace, project) = match place(&mut tx, (tenant, user), wanted, may_make, may_use).await? {
+            Ok(place) => place,
+            Err(why) => return Ok(Err(why)),
         };
-        let project = match (wanted.project, &wanted.project_slug, &wanted.external_project_id) {
-            (Some(id), _, _) => {
-                let row = sqlx::query(
-                    "SELECT p.workspace_id FROM projects p JOIN workspaces w ON w.id = p.workspace_id
-                     WHERE p.id = $1 AND w.tenant_id = $2",
-                )
-                .bind(id.to_string())
-                .bind(tenant.to_string())
-                .fetch_optional(&mut *tx)
-                .await?;
-                let Some(row) = row else { return Ok(Placed::NoProject) };
-                if parsed::<WorkspaceId>(&row, "workspace_id")? != workspace {
-                    return Ok(Placed::ProjectElsewhere);
-                }
-                id
-            }
-            (None, Some(slug), _) => match find_project(&mut tx, workspace, By::Slug, slug).await? {
-                Some(found) => found.id,
-                None => make_project(&mut tx, tenant, workspace, wanted, slug).await?,
-            },
-            (None, None, Some(external)) => {
-                match find_project(&mut tx, workspace, By::External, external).await? {
-                    Some(found) => found.id,
-                    None => make_project(&mut tx, tenant, workspace, wanted, external).await?,
-                }
-            }
-            (None, None, None) => default_project(&mut tx, tenant, workspace).await?,
-        };
+        let policy = policy_of(&mut tx, workspace).await?;
+        let inserted = insert(&mut tx, &build(workspace, project, &policy), self.clock.now()).await?;
         tx.commit().await?;
-        Ok(Placed::At { workspace, project })
+        Ok(Ok(inserted))
     }
+}
+
+/// Finds, or makes, the place for a computer.
+async fn place(
+    tx: &mut Transaction<'static, Db>,
+    (tenant, user): (TenantId, UserId),
+    wanted: &WantedPlace,
+    may_make: bool,
+    may_use: impl Fn(&WorkspaceRecord) -> bool,
+) -> Result<Result<(WorkspaceId, ProjectId), NotPlaced>, StoreError> {
+    let workspace = match find_wanted(tx, tenant, wanted).await? {
+        Found::Workspace(found) if may_use(&found) => found.id,
+        Found::Workspace(_) => return Ok(Err(NotPlaced::Forbidden)),
+        Found::None => return Ok(Err(NotPlaced::NoWorkspace)),
+        Found::ToMake(_) if !may_make => return Ok(Err(NotPlaced::Forbidden)),
+        Found::ToMake(new) => {
+            let new = NewWorkspace { creator: Some(user), ..*new };
+            insert_workspace(tx, &new, Timestamp::now()).await?
+        }
+    };
+    let project = match (wanted.project, &wanted.project_slug, &wanted.external_project_id) {
+        (Some(id), _, _) => {
+            let row = sqlx::query(
+                "SELECT p.workspace_id FROM projects p JOIN workspaces w ON w.id = p.workspace_id
+                     WHERE p.id = $1 AND w.tenant_id = $2",
+            )
+            .bind(id.to_string())
+            .bind(tenant.to_string())
+            .fetch_optional(&mut **tx)
+            .await?;
+            let Some(row) = row else { return Ok(Err(NotPlaced::NoProject)) };
+            if parsed::<WorkspaceId>(&row, "workspace_id")? != workspace {
+                return Ok(Err(NotPlaced::ProjectElsewhere));
+            }
+            id
+        }
+        (None, Some(slug), _) => match find_project(tx, workspace, By::Slug, slug).await? {
+            Some(found) => found.id,
+            None => make_project(tx, tenant, workspace, wanted, slug).await?,
+        },
+        (None, None, Some(external)) => match find_project(tx, workspace, By::External, external).await? {
+            Some(found) => found.id,
+            None => make_project(tx, tenant, workspace, wanted, external).await?,
+        },
+        (None, None, None) => default_project(tx, tenant, workspace).await?,
+    };
+    Ok(Ok((workspace, project)))
 }
 
 enum Found {

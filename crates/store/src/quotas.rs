@@ -14,7 +14,6 @@ use crate::computers::json as to_json;
 use crate::query::QueryBuilder;
 use crate::record::{ComputerRecord, json, number, optional_number};
 use crate::runs::RunRecord;
-use crate::status::{STATE, states};
 use crate::{Db, DbRow, NewComputer, Store, StoreError};
 
 /// `None` is no limit.
@@ -194,14 +193,6 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(set.rows_affected() > 0)
-    }
-
-    /// What holds in a workspace: its policy, and the limits among its settings.
-    pub async fn effective_policy(&self, workspace: WorkspaceId) -> Result<WorkspacePolicy, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        let policy = policy_of(&mut tx, workspace).await?;
-        tx.commit().await?;
-        Ok(policy)
     }
 }
 
@@ -385,7 +376,8 @@ async fn load(
     row.as_ref().map(QuotaRecord::from_row).transpose()
 }
 
-async fn policy_of(
+/// What holds in a workspace: its policy, and the limits among its settings.
+pub(crate) async fn policy_of(
     tx: &mut Transaction<'static, Db>,
     workspace: WorkspaceId,
 ) -> Result<WorkspacePolicy, StoreError> {
@@ -420,15 +412,12 @@ async fn running(
     whose: Whose<'_>,
     beside: Option<ComputerId>,
 ) -> Result<u64, StoreError> {
-    let mut query = QueryBuilder::new(
-        "SELECT COUNT(*) AS n FROM computers c
-         LEFT JOIN workflows w ON w.computer_id = c.id AND w.finished_at IS NULL WHERE ",
-    );
+    let mut query = QueryBuilder::new("SELECT COUNT(*) AS n FROM computers c WHERE ");
     whose.push(&mut query);
     if let Some(beside) = beside {
         query.push(" AND c.id <> ").push_bind(beside.to_string());
     }
-    query.push(" AND ").push(STATE).push_in(states(&RUNNING));
+    query.push(" AND c.status").push_in(RUNNING);
     number(&query.build().fetch_one(&mut **tx).await?, "n")
 }
 

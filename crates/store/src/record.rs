@@ -184,6 +184,8 @@ pub struct ComputerRecord {
     /// When it was last used, as far as it is written down.
     pub last_active_at: Option<Timestamp>,
     pub desired: Desired,
+    /// The domain of its ports, where its project, workspace or tenant has one of its own.
+    pub preview_domain: Option<String>,
     /// The workflow at work, if any: what the control plane intends.
     pub intended: Option<WorkflowKind>,
     pub generation: u64,
@@ -323,6 +325,7 @@ impl ComputerRecord {
             timeout: number(row, "timeout_sec")?,
             setup: optional(row, "setup_state")?,
             last_active_at: optional_time(row, "last_active_at")?,
+            preview_domain: row.try_get("preview_domain")?,
             desired: parsed(row, "desired")?,
             intended: row
                 .try_get::<Option<String>, _>("intended")?

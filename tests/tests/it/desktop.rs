@@ -422,3 +422,211 @@ async fn a_wallpaper_is_shown() -> Result<()> {
     }
     Ok(())
 }
+
+/// How long programs may take to show what they were asked for. Firefox starts for half a minute under emulation.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(150);
+
+impl Desktop {
+    async fn found(&self, query: &str) -> Result<Vec<Value>> {
+        let found = self.get(&format!("accessibility/find?{query}")).await?;
+        ensure!(found["unanswered"] == json!([]), "{query}: {found}");
+        Ok(found["elements"].as_array().context("no elements")?.clone())
+    }
+
+    /// The first element that is found, when there is one that is as expected. Programs do what they are asked when they
+    /// come to it, and tell nobody.
+    async fn element(&self, query: &str, is_so: impl Fn(&Value) -> bool) -> Result<Value> {
+        let until = std::time::Instant::now() + PATIENCE;
+        loop {
+            let found = self.found(query).await?;
+            if let Some(element) = found.iter().find(|element| is_so(element)) {
+                return Ok(element.clone());
+            }
+            ensure!(std::time::Instant::now() < until, "{query}: {found:?} of {}", self.compact().await?);
+        }
+    }
+
+    async fn compact(&self) -> Result<String> {
+        let tree = self.get("accessibility-tree?format=compact").await?;
+        Ok(tree["text"].as_str().context("no text")?.to_owned())
+    }
+
+    async fn do_to(&self, element: &Value, action: &str, value: Option<Value>) -> Result<()> {
+        let body = json!({ "id": element["id"], "action": action, "value": value });
+        self.act("accessibility/action", body).await
+    }
+}
+
+fn any(_: &Value) -> bool {
+    true
+}
+
+fn has(element: &Value, state: &str) -> bool {
+    element["states"].as_array().is_some_and(|states| states.iter().any(|one| one == state))
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn programs_tell_what_they_show_and_do_as_they_are_told() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    let tree = desktop.get("accessibility-tree").await?;
+    let screen = json!({ "x": 0, "y": 0, "width": 1280, "height": 720 });
+    ensure!(tree["role"] == "desktop frame" && tree["bounds"] == screen, "{tree}");
+    ensure!(tree["truncated"] == false && tree["unanswered"] == json!([]), "{tree}");
+    let windows = tree["children"].as_array().context("children")?;
+    ensure!(windows.iter().any(|window| window["app"] == "xfce4-panel"), "no panel: {tree}");
+
+    let editor = desktop.open("mousepad", "Mousepad").await?;
+    let id = editor["id"].as_str().context("id")?;
+    desktop.open("xfce4-terminal --title=terminal", "terminal").await?;
+    desktop.act("window/focus", json!({ "window_id": id })).await?;
+    let tree = desktop.get(&format!("accessibility-tree?window={id}")).await?;
+    let [frame] = &tree["children"].as_array().context("children")?[..] else { anyhow::bail!("{tree}") };
+    ensure!(
+        frame["role"] == "frame" && frame["name"] == editor["title"] && frame["window"] == *id,
+        "{frame}"
+    );
+    let text = desktop.compact().await?;
+    let lines: Vec<&str> = text.lines().collect();
+    ensure!(lines.iter().any(|line| line.contains("menu \"File\"")), "{text}");
+    ensure!(!text.contains("menu item"), "a closed menu: {text}");
+    let (first, second) = (text.find("Mousepad"), text.find("frame \"terminal\""));
+    ensure!(first < second && first.is_some(), "the topmost is not the first: {text}");
+    // An element is where a click meets it.
+    let menu = desktop.element(&format!("role=menu&name=file&window={id}"), any).await?;
+    let bounds = &menu["bounds"];
+    let middle = |from: &str, size: &str| Some(bounds[from].as_i64()? + bounds[size].as_i64()? / 2);
+    let (x, y) = (middle("x", "width").context("x")?, middle("y", "height").context("y")?);
+    desktop.act("click", json!({ "x": x, "y": y })).await?;
+    desktop.element("role=menu-item&name=save+as", any).await?;
+    desktop.act("key", json!({ "key": "Escape" })).await?;
+
+    // Set a text, and read it back, here and through the clipboard.
+    let entry =
+        desktop.element(&format!("role=text&window={id}"), |element| has(element, "editable")).await?;
+    let written = "Žluťoučký kůň\n\tzwei";
+    desktop.do_to(&entry, "set_value", Some(json!(written))).await?;
+    let again =
+        desktop.element(&format!("role=text&window={id}"), |element| element["text"] == written).await?;
+    ensure!(again["id"] == entry["id"], "{entry} is {again} now");
+    desktop.do_to(&entry, "focus", None).await?;
+    for item in ["select all", "copy"] {
+        let item = desktop
+            .element(
+                &format!("role=menu+item&name={}&visible=false&window={id}", item.replace(' ', "+")),
+                any,
+            )
+            .await?;
+        desktop.do_to(&item, "press", None).await?;
+    }
+    copied(&desktop, written).await?;
+
+    // What changed asks before it goes; its dialog is told of, too.
+    desktop.act(&format!("window/{id}/close"), json!({})).await?;
+    let button = desktop.element("role=button&name=don", any).await?;
+    desktop.do_to(&button, "press", None).await?;
+    let until = std::time::Instant::now() + PATIENCE;
+    while desktop.windows().await?.iter().any(|window| window["id"] == *id) {
+        ensure!(std::time::Instant::now() < until, "the editor is still there");
+    }
+    let gone = json!({ "id": entry["id"], "action": "focus" });
+    desktop.refused("accessibility/action", gone, 404, "get the accessibility tree again").await?;
+
+    let never = json!({ "id": "99999/1", "action": "press" });
+    desktop.refused("accessibility/action", never, 404, "no element").await?;
+    desktop.refused("accessibility/action", json!({ "id": "x", "action": "press" }), 422, "id").await?;
+    let nothing = json!({ "id": entry["id"], "action": "set_value" });
+    desktop.refused("accessibility/action", nothing, 422, "value").await?;
+    let frame = desktop.element("role=frame&name=terminal", any).await?;
+    let press = json!({ "id": frame["id"], "action": "press" });
+    desktop.refused("accessibility/action", press, 422, "it can").await?;
+    for (query, status) in [
+        ("window=0x1", 404),
+        ("window=nowhere", 404),
+        ("limit=0", 422),
+        ("limit=5001", 422),
+        ("format=xml", 422),
+    ] {
+        let answer = desktop.client.get(&desktop.path(&format!("accessibility-tree?{query}"))).await?;
+        ensure!(answer.status == status, "{query}: {} {}", answer.status, answer.json()?);
+    }
+    let wrong = desktop.client.get(&desktop.path("accessibility/find?role=nonsense")).await?;
+    ensure!(wrong.status == 422, "{}", wrong.json()?);
+    let few = desktop.get("accessibility-tree?limit=2").await?;
+    ensure!(few["truncated"] == true, "{few}");
+
+    // A program that stands still is named, and hides no other.
+    desktop.client.output(&desktop.id, "pkill -STOP -x thunar; pkill -STOP -x xfdesktop").await?;
+    let tree = desktop.get("accessibility-tree").await?;
+    ensure!(tree["unanswered"].as_array().is_some_and(|names| !names.is_empty()), "{tree}");
+    ensure!(tree.to_string().contains("\"terminal\""), "{tree}");
+    Ok(())
+}
+
+/// A page with a form, and a program that serves it and writes down what it is asked for.
+const FORM: &str = r#"
+mkdir -p /tmp/form && cd /tmp/form && cat > index.html <<'END'
+<!doctype html><meta charset=utf-8><title>Order form</title><h1>Order</h1><p>What would you like?</p>
+<form action=/ordered.html><label>Name <input name=name value=nobody></label>
+<label>Notes <textarea name=notes></textarea></label>
+<label>Size <select name=size><option>small<option>large</select></label>
+<label><input type=checkbox name=cheese value=yes> Cheese</label>
+<button>Send it</button></form>
+END
+echo '<!doctype html><title>Thanks</title><h1>Thank you</h1><a href=/>Back</a>' > ordered.html
+(python3 -m http.server --bind 127.0.0.1 8000 >/tmp/form/log 2>&1 &)
+(firefox-esr http://127.0.0.1:8000/ >/dev/null 2>&1 &)
+"#;
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn a_form_in_firefox_is_filled_in_and_sent() -> Result<()> {
+    let server = Server::start()?;
+    let desktop = desktop(&server).await?;
+    desktop.client.output(&desktop.id, FORM).await?;
+    let window = "window=order+form";
+    // Until the browser has a window, there is none to look into.
+    let until = std::time::Instant::now() + PATIENCE;
+    while !desktop
+        .windows()
+        .await?
+        .iter()
+        .any(|one| one["title"].as_str().is_some_and(|title| title.starts_with("Order")))
+    {
+        ensure!(std::time::Instant::now() < until, "no browser");
+    }
+    let until = std::time::Instant::now() + PATIENCE;
+    while !desktop.compact().await?.contains("\"Send it\"") {
+        ensure!(std::time::Instant::now() < until, "no form: {}", desktop.compact().await?);
+    }
+    desktop.element(&format!("role=heading&name=order&{window}"), any).await?;
+    let tree = desktop.get(&format!("accessibility-tree?{window}")).await?;
+    ensure!(tree.to_string().contains("What would you like?"), "no paragraph: {tree}");
+
+    let name =
+        desktop.element(&format!("role=entry&name=name&{window}"), |one| one["text"] == "nobody").await?;
+    desktop.do_to(&name, "set_value", Some(json!("Jiří & co"))).await?;
+    desktop.element(&format!("role=entry&name=name&{window}"), |one| one["text"] == "Jiří & co").await?;
+    let notes = desktop.element(&format!("role=entry&name=notes&{window}"), any).await?;
+    desktop.do_to(&notes, "focus", None).await?;
+    desktop.element(&format!("role=entry&name=notes&{window}"), |one| has(one, "focused")).await?;
+    desktop.do_to(&notes, "set_value", Some(json!("soon"))).await?;
+    let cheese = desktop.element(&format!("role=check+box&name=cheese&{window}"), any).await?;
+    ensure!(!has(&cheese, "checked"), "{cheese}");
+    desktop.do_to(&cheese, "press", None).await?;
+    desktop.element(&format!("role=check+box&name=cheese&{window}"), |one| has(one, "checked")).await?;
+    let large = desktop.element(&format!("name=large&visible=false&{window}"), any).await?;
+    desktop.do_to(&large, "press", None).await?;
+    desktop
+        .element(&format!("role=combo+box&name=size&{window}"), |one| one.to_string().contains("large"))
+        .await?;
+    let send = desktop.element(&format!("role=button&name=send&{window}"), any).await?;
+    desktop.do_to(&send, "press", None).await?;
+
+    desktop.element("role=link&name=back", any).await?;
+    let log = desktop.client.output(&desktop.id, "grep ordered /tmp/form/log").await?;
+    let expected = "/ordered.html?name=Ji%C5%99%C3%AD+%26+co&notes=soon&size=large&cheese=yes ";
+    ensure!(log.contains(expected), "{log}");
+    Ok(())
+}

@@ -6,6 +6,7 @@ mod chaos;
 mod clients;
 mod command_line;
 mod desktop;
+mod events;
 mod faults;
 mod files;
 mod frozen;

@@ -1,5 +1,6 @@
-//! Eyes and hands: pictures of the screen, pointer, keyboard, windows, clipboard.
+//! Eyes and hands: pictures of the screen, pointer, keyboard, windows, clipboard, and what programs say of what they show.
 
+mod accessibility;
 mod actions;
 mod keysyms;
 mod picture;

@@ -3,6 +3,7 @@
 mod capture;
 mod clipboard;
 pub(crate) mod display;
+pub(crate) mod events;
 mod input;
 mod keyboard;
 mod keysym;

@@ -402,7 +402,7 @@ fn send(display: &Display, window: Window, kind: u32, data: [u32; 5]) -> Result<
     Ok(())
 }
 
-fn get(
+pub(super) fn get(
     display: &Display,
     window: Window,
     property: u32,

@@ -16,10 +16,11 @@ use hyper::client::conn::http1;
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
 use roost_api::{ApiError, ErrorCode};
-use roost_control::{Failure, Place, looks_like_ours};
+use roost_control::{Act, Caller, Failure, Place, looks_like_ours};
 
 use crate::App;
 use crate::client;
+use crate::sockets::rights_end;
 
 /// Where the computer's program appears to its visitor.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ pub(super) async fn forward(
     app: &App,
     place: Place,
     mount: Mount,
+    opened_by: Option<Caller>,
     mut request: Request,
 ) -> Result<Response, Failure> {
     let upgrade = check(&request)?;
@@ -108,13 +110,17 @@ pub(super) async fn forward(
         .into());
     };
     let guest = hyper::upgrade::on(&mut response);
+    let over = rights_end(app.control.clone(), opened_by, place.computer, Act::Write);
     tokio::spawn(async move {
         let joined = async {
             let (visitor, guest) = tokio::try_join!(visitor, guest).map_err(std::io::Error::other)?;
             tokio::io::copy_bidirectional(&mut TokioIo::new(visitor), &mut TokioIo::new(guest)).await
         };
-        if let Err(error) = joined.await {
-            tracing::debug!(%error, "an upgraded connection broke");
+        tokio::select! {
+            joined = joined => if let Err(error) = joined {
+                tracing::debug!(%error, "an upgraded connection broke");
+            },
+            () = over => {}
         }
     });
     let headers = response.headers_mut();

@@ -6,7 +6,8 @@
 //! {slug}.sandbox.{domain}                                      the port it is known for
 //! ```
 //!
-//! A label whose first part is a number names a port: no slug begins with one.
+//! A label whose first part is a number names a port: no slug begins with one. Ports are under domains of tenants,
+//! workspaces and projects, too; their desktops are not.
 
 use axum::http::{HeaderMap, Uri, header, uri::Authority};
 use roost_api::{ApiError, ErrorCode, PortNumber};
@@ -61,6 +62,28 @@ pub(crate) fn parse(name: &str, domain: &str) -> Host {
     } else {
         return Host::Server;
     };
+    read(label, is_sandbox)
+}
+
+/// The port that `name` means, and the domain that it is under, where that may be somebody's. At most one domain is
+/// meant: what is left of it are two labels.
+pub(crate) fn elsewhere(name: &str) -> Option<(Host, String)> {
+    let name = without_port(name).trim_end_matches('.').to_ascii_lowercase();
+    let (label, rest) = name.split_once('.')?;
+    let (kind, domain) = rest.split_once('.')?;
+    let host = match kind {
+        "sandbox" => read(label, true),
+        "computer" => read(label, false),
+        _ => return None,
+    };
+    match host {
+        Host::Preview { .. } | Host::Nobody => Some((host, domain.to_owned())),
+        Host::Desktop { .. } | Host::Server => None,
+    }
+}
+
+/// What is meant by the label before `.sandbox` or `.computer`.
+fn read(label: &str, is_sandbox: bool) -> Host {
     let is_label = !label.is_empty()
         && label.len() <= 63
         && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
@@ -129,6 +152,27 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_under_one_domain() {
+        let under = |host: Host, domain: &str| Some((host, domain.to_owned()));
+        let cases = [
+            ("3000-box.sandbox.shop.example", under(preview("box", Some(3000)), "shop.example")),
+            ("3000-Box.Computer.Shop.example.:80", under(preview("box", Some(3000)), "shop.example")),
+            ("box.sandbox.sandbox.example", under(preview("box", None), "sandbox.example")),
+            ("0-box.sandbox.shop.example", under(Host::Nobody, "shop.example")),
+            (".sandbox.shop.example", under(Host::Nobody, "shop.example")),
+            ("box.computer.shop.example", None),
+            ("a.box.sandbox.shop.example", None),
+            ("sandbox.shop.example", None),
+            ("box.sandbox", None),
+            ("127.0.0.1", None),
+            ("", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(elsewhere(name), expected, "{name}");
+        }
+    }
+
+    #[test]
     fn a_request_has_one_host() {
         let headers = |values: &[&str]| {
             let mut headers = HeaderMap::new();
@@ -165,6 +209,7 @@ mod tests {
         #[test]
         fn any_text_is_read_without_harm(name in "\\PC{0,100}", domain in "[a-z.:0-9]{0,30}") {
             parse(&name, &domain);
+            elsewhere(&name);
         }
 
         #[test]

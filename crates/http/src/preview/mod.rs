@@ -24,7 +24,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::any;
 use http_body_util::{BodyExt, Limited};
 use roost_api::{ApiError, ComputerId, ErrorCode, NotAPort};
-use roost_control::{Decision, Door, Place, Session, Visitor};
+use roost_control::{Answer, Decision, Door, Place, Session, Visitor};
 use serde::Deserialize;
 
 use self::forward::Mount;
@@ -48,13 +48,41 @@ pub(crate) fn router() -> Router<App> {
         .route("/computers/{id}/ports/{port}/proxy/{*path}", any(by_path))
 }
 
-/// Whether a request is for a port and not for our own routes, which must not even look at it.
-pub(crate) fn is_for_a_port(request: &Request, domain: &str) -> bool {
-    match host::name(request.uri(), request.headers()).map(|name| host::parse(&name, domain)) {
-        Ok(Host::Server | Host::Desktop { .. }) => false,
-        // Who names two hosts is not told what either says.
-        Ok(Host::Preview { .. } | Host::Nobody) | Err(_) => true,
+/// Where a request goes by its host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Address {
+    /// As the request has it.
+    name: String,
+    host: Host,
+    /// The domain it is under, where that is not the server's.
+    domain: Option<String>,
+}
+
+impl Address {
+    async fn of(app: &App, name: String) -> Result<Self, Refusal> {
+        let host = host::parse(&name, &app.domain);
+        if host == Host::Server
+            && let Some((host, domain)) = host::elsewhere(&name)
+            && app.control.is_preview_domain(&domain).await?
+        {
+            return Ok(Self { name, host, domain: Some(domain) });
+        }
+        Ok(Self { name, host, domain: None })
     }
+}
+
+/// Whether a request is for a port and not for our own routes, which must not even look at it. What was found out is
+/// noted for [`visit`].
+pub(crate) async fn is_for_a_port(app: &App, request: &mut Request) -> bool {
+    // Who names two hosts is not told what either says; why it was not found out is said by `visit`.
+    let Ok(name) = host::name(request.uri(), request.headers()) else { return true };
+    let Ok(address) = Address::of(app, name).await else { return true };
+    let is_for_a_port = match address.host {
+        Host::Server | Host::Desktop { .. } => false,
+        Host::Preview { .. } | Host::Nobody => true,
+    };
+    request.extensions_mut().insert(address);
+    is_for_a_port
 }
 
 /// Answers the requests that are [`is_for_a_port`].
@@ -64,13 +92,16 @@ pub(crate) async fn visit(State(app): State<App>, request: Request) -> Response 
     response
 }
 
-async fn by_host(app: &App, request: Request) -> Result<Response, Refusal> {
-    let name = host::name(request.uri(), request.headers())?;
-    let Host::Preview { slug, port } = host::parse(&name, &app.domain) else {
+async fn by_host(app: &App, mut request: Request) -> Result<Response, Refusal> {
+    let address = match request.extensions_mut().remove::<Address>() {
+        Some(address) => address,
+        None => Address::of(app, host::name(request.uri(), request.headers())?).await?,
+    };
+    let Address { name, host: Host::Preview { slug, port }, domain } = address else {
         return Err(not_found(request.headers()));
     };
-    let is_own_page = is_own_page(&request, &slug, &app.domain);
-    let door = Door::Host { slug, port };
+    let is_own_page = is_own_page(&request, &slug, domain.as_deref().unwrap_or(&app.domain));
+    let door = Door::Host { slug, port, domain };
     match request.uri().path() {
         SESSION => session(app, &door, request).await,
         path if path.starts_with(OURS) => Err(not_found(request.headers())),
@@ -100,7 +131,7 @@ async fn at_host(
         }
     };
     let mount = Mount::Host { host, cookie: cookie_name(app) };
-    enter(app, place, mount, answer.is_our_bearer, request).await
+    enter(app, place, mount, answer, request).await
 }
 
 async fn by_path(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
@@ -134,7 +165,7 @@ async fn by_path(State(app): State<App>, request: Request) -> Result<Response, R
         Decision::AskPassword(_) => return Err(protected().on(wants_page)),
     };
     let host = host::name(request.uri(), headers)?;
-    enter(&app, place, Mount::Path { host, prefix, target }, answer.is_our_bearer, request).await
+    enter(&app, place, Mount::Path { host, prefix, target }, answer, request).await
 }
 
 /// Relative links on the first page would lead above the port.
@@ -151,16 +182,16 @@ async fn enter(
     app: &App,
     place: Place,
     mount: Mount,
-    is_our_bearer: bool,
+    answer: Answer,
     mut request: Request,
 ) -> Result<Response, Refusal> {
     let page = wants_page(request.headers()).then_some(Page::Notice);
-    if is_our_bearer {
+    if answer.is_our_bearer {
         request.headers_mut().remove(header::AUTHORIZATION);
     }
     let carried = async {
         app.control.wait_for_running(place.computer).await?;
-        forward::forward(app, place, mount, request).await
+        forward::forward(app, place, mount, answer.opened_by, request).await
     };
     carried.await.map_err(|failure| Refusal::from(failure).on(page))
 }

@@ -10,7 +10,7 @@ use roost_api::{
     ApiError, CommandRequest, CommandResult, Data, ErrorBody, ErrorCode, ExecRequest, ExecResult,
     ExecStreamRequest, ExecTicket, ExecTicketQuery, PythonRequest,
 };
-use roost_control::ExecLine;
+use roost_control::{Act, ExecLine};
 use serde_json::json;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -101,12 +101,12 @@ async fn events(
         let message = "ticket is required: get one with POST /api/v1/computers/{id}/exec/stream";
         ApiError::new(ErrorCode::InvalidToken, message)
     })?;
-    let lines = app.control.exec_with_ticket(id, &ticket).await?;
+    let (caller, lines) = app.control.exec_with_ticket(id, &ticket).await?;
     let events = stream::unfold(lines, |mut lines| async {
         let event = lines.next().await.map(event)?;
         Some((event, lines))
     });
-    Ok(sse::respond(events))
+    Ok(sse::respond(app.control.while_usable(caller, id, Act::Write, events)))
 }
 
 fn event(line: ExecLine) -> Event {

@@ -25,8 +25,8 @@ use roost_api::{
     WriteFileRequest, WriteFilesRequest, WrittenFile, WrittenFiles,
 };
 use roost_control::{
-    ComputerRecord, DEFAULT_DIRECTORY, FileChange, FileDownload, FileEvent, FileInfo, FileKind, FileUpload,
-    modified_at,
+    Act, ComputerRecord, DEFAULT_DIRECTORY, FileChange, FileDownload, FileEvent, FileInfo, FileKind,
+    FileUpload, modified_at,
 };
 use serde_json::json;
 use tokio_util::io::{StreamReader, SyncIoBridge};
@@ -36,7 +36,7 @@ use uuid::Uuid;
 
 use super::snapshot_files::attachment;
 use crate::envelope::Refusal;
-use crate::extract::{PathName, Query, RawBody, Target, body_of_at_most, path_id};
+use crate::extract::{Auth, PathName, Query, RawBody, Target, body_of_at_most, path_id};
 use crate::{App, sse};
 
 /// The largest content that an export has in its answer.
@@ -772,6 +772,7 @@ async fn search(
         (status = "default", body = ErrorBody)))]
 async fn watch(
     State(app): State<App>,
+    Auth(caller): Auth,
     Target(record): Target,
     Query(query): Query<WatchFiles>,
 ) -> Result<impl IntoResponse, Refusal> {
@@ -779,7 +780,7 @@ async fn watch(
     let path = query.path.filter(|path| !path.is_empty()).unwrap_or_else(|| DEFAULT_DIRECTORY.to_owned());
     let events = app.control.watch_files(record.id, &path, query.recursive.unwrap_or_default()).await?;
     let events = events.filter_map(|event| std::future::ready(event.ok().and_then(|event| shown(&event))));
-    Ok(sse::respond(events))
+    Ok(sse::respond(app.control.while_usable(caller, record.id, Act::Read, events)))
 }
 
 fn shown(event: &FileEvent) -> Option<Event> {

@@ -6,12 +6,13 @@ use axum::response::IntoResponse;
 use axum::response::sse::Event;
 use futures_util::StreamExt;
 use roost_api::{ErrorBody, LogEntry, Logs, LogsQuery, TicketQuery};
+use roost_control::Act;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::{Listened, Query, Target};
+use crate::extract::{Listened, Listener, Query, Target};
 use crate::sse;
 
 pub(crate) fn router() -> OpenApiRouter<App> {
@@ -39,6 +40,7 @@ async fn read(
 async fn follow(
     State(app): State<App>,
     Listened(record): Listened,
+    Listener(caller): Listener,
     Query(query): Query<LogsQuery>,
 ) -> Result<impl IntoResponse, Refusal> {
     let entries = app.control.follow_logs(&record, &query).await?;
@@ -46,5 +48,5 @@ async fn follow(
         // An entry is text and nothing else.
         Event::default().event("log").json_data(&entry).ok()
     };
-    Ok(sse::respond(entries.filter_map(event)))
+    Ok(sse::respond(app.control.while_usable(caller, record.id, Act::Read, entries.filter_map(event))))
 }

@@ -1,5 +1,6 @@
 //! One file per resource.
 
+pub(crate) mod accessibility;
 pub(crate) mod admin;
 pub(crate) mod apps;
 pub(crate) mod auto_stop;
@@ -8,6 +9,7 @@ pub(crate) mod computers;
 pub(crate) mod connection;
 pub(crate) mod credits;
 pub(crate) mod desktop;
+pub(crate) mod domains;
 pub(crate) mod env;
 pub(crate) mod events;
 pub(crate) mod exec;
@@ -20,6 +22,7 @@ pub(crate) mod ports;
 pub(crate) mod projects;
 pub(crate) mod quotas;
 pub(crate) mod server;
+pub(crate) mod settings;
 pub(crate) mod shares;
 pub(crate) mod snapshot_files;
 pub(crate) mod snapshots;

@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::{Auth, Kept, KeptOf, Named, Query, RawBody, Target, Watched};
+use crate::extract::{Auth, Kept, KeptOf, Listener, Named, Query, RawBody, Target, Watched};
 use crate::sse;
 
 /// As many names as anybody likes; a number that every client can read.
@@ -94,11 +94,16 @@ async fn delete_of_computer(
         (status = 200, body = SnapshotEvent, content_type = "text/event-stream"),
         (status = "default", body = ErrorBody)
     ))]
-async fn events(State(app): State<App>, Watched(snapshot): Watched) -> impl IntoResponse {
-    sse::respond(app.control.snapshot_events(snapshot.id).map(|event| {
+async fn events(
+    State(app): State<App>,
+    Watched(snapshot): Watched,
+    Listener(caller): Listener,
+) -> impl IntoResponse {
+    let events = app.control.snapshot_events(snapshot.id).map(|event| {
         let frame = Event::default().event(&event.kind).json_data(&event);
         frame.unwrap_or_else(|error| Event::default().comment(error.to_string()))
-    }))
+    });
+    sse::respond(app.control.while_allowed(caller, events))
 }
 
 /// Make a new computer that continues from a snapshot of this one

@@ -16,8 +16,8 @@ use axum::http::{HeaderMap, header};
 use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use roost_api::{ApiError, ErrorBody, ErrorCode};
-use roost_control::{ExecCommand, ExecOutputs, ExecSession, TerminalSize};
+use roost_api::{ApiError, ComputerId, ErrorBody, ErrorCode};
+use roost_control::{Act, Caller, Control, ExecCommand, ExecOutputs, ExecSession, TerminalSize};
 use roost_guest_proto::v1::run_input::Input;
 use roost_guest_proto::v1::run_output::Output;
 use roost_guest_proto::v1::{CloseStdin, RunInput, RunOutput};
@@ -28,7 +28,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::utf8::Utf8;
-use super::{PING_EVERY, farewell, in_pieces, upgrade};
+use super::{PING_EVERY, dismiss, farewell, in_pieces, rights_end, upgrade};
 use crate::App;
 use crate::envelope::Refusal;
 use crate::extract::{bearer, identify, path_id};
@@ -112,7 +112,10 @@ async fn open(app: App, request: Request, framing: Framing) -> Result<Response, 
     };
     let upgrade = upgrade(&mut parts, &app).await?;
     let session = app.control.exec_start(id, command).await?;
-    Ok(upgrade.protocols([FRAMED]).on_upgrade(move |socket| bridge(socket, session, framing)))
+    let control = app.control.clone();
+    Ok(upgrade
+        .protocols([FRAMED])
+        .on_upgrade(move |socket| bridge(control, caller, id, socket, session, framing)))
 }
 
 fn offered(headers: &HeaderMap) -> Vec<String> {
@@ -204,21 +207,34 @@ enum End {
     Command,
     /// The connection to the computer was lost.
     Lost,
+    /// The caller may no longer do what they could.
+    Rights,
     /// The client said something that makes no sense.
     Refused { code: u16, reason: String },
 }
 
-async fn bridge(socket: WebSocket, session: ExecSession, framing: Framing) {
+async fn bridge(
+    control: Control,
+    caller: Caller,
+    id: ComputerId,
+    socket: WebSocket,
+    session: ExecSession,
+    framing: Framing,
+) {
     let (mut frames, messages) = socket.split();
     let ExecSession { input, mut output } = session;
     let end = tokio::select! {
         end = inwards(messages, input, framing) => end,
         end = outwards(&mut frames, &mut output, framing) => end,
+        () = rights_end(control, Some(caller), id, Act::Write) => End::Rights,
     };
+    // Nothing is left to say to the command: it is hung up before the client hears of it.
+    drop(output);
     let goodbye = match end {
         End::Client => return,
         End::Command => farewell(close_code::NORMAL, ""),
         End::Lost => farewell(close_code::AWAY, "the connection to the computer was lost"),
+        End::Rights => return dismiss(&mut frames).await,
         End::Refused { code, reason } => farewell(code, &reason),
     };
     // A peer that is gone needs no goodbye.

@@ -14,7 +14,7 @@ use axum::routing::get;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use roost_api::{ApiError, ComputerId, ErrorCode, OpenTerminal, Status};
-use roost_control::{Control, StreamRights, TerminalOutputs, TerminalViewer};
+use roost_control::{Act, Caller, Control, StreamRights, StreamViewer, TerminalOutputs, TerminalViewer};
 use roost_guest_proto::v1::AttachInput;
 use roost_guest_proto::v1::attach_input::Input;
 use roost_guest_proto::v1::attach_output::Output;
@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::utf8::Utf8;
-use super::{PING_EVERY, farewell, in_pieces, upgrade};
+use super::{PING_EVERY, dismiss, farewell, in_pieces, rights_end, upgrade};
 use crate::App;
 use crate::client;
 use crate::envelope::Refusal;
@@ -50,7 +50,8 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let query = axum::extract::Query::<Asked>::try_from_uri(&parts.uri);
     let asked = query.map(|query| query.0).map_err(|error| ApiError::field("query", error.body_text()))?;
     let (bearer, from) = (bearer(&parts.headers), client::address(&parts.extensions));
-    let (record, rights) = app.control.authorize_stream(id, asked.auth.as_deref(), bearer, from).await?;
+    let opened = app.control.authorize_stream(id, asked.auth.as_deref(), bearer, from).await?;
+    let StreamViewer { computer: record, rights, caller } = opened;
     match rights {
         StreamRights::Control => {}
         StreamRights::View => {
@@ -81,7 +82,7 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
         },
     };
     let control = app.control.clone();
-    Ok(upgrade.on_upgrade(move |socket| bridge(control, id, socket, viewer)))
+    Ok(upgrade.on_upgrade(move |socket| bridge(control, id, caller, socket, viewer)))
 }
 
 /// Why a socket ends.
@@ -93,20 +94,31 @@ enum End {
     Session,
     /// The connection to the computer was lost.
     Lost,
+    /// The caller may no longer do what they could.
+    Rights,
     /// The client said something that makes no sense.
     Refused(String),
 }
 
-async fn bridge(control: Control, id: ComputerId, socket: WebSocket, viewer: TerminalViewer) {
+async fn bridge(
+    control: Control,
+    id: ComputerId,
+    caller: Option<Caller>,
+    socket: WebSocket,
+    viewer: TerminalViewer,
+) {
     let (mut frames, messages) = socket.split();
     let TerminalViewer { input, mut output } = viewer;
     let end = tokio::select! {
         end = inwards(messages, input) => end,
         end = outwards(&mut frames, &mut output) => end,
+        () = rights_end(control.clone(), caller, id, Act::Write) => End::Rights,
     };
+    drop(output);
     let goodbye = match end {
         End::Client => return,
         End::Session => farewell(close_code::NORMAL, ""),
+        End::Rights => return dismiss(&mut frames).await,
         End::Refused(reason) => farewell(close_code::POLICY, &reason),
         End::Lost => match control.status(id).await {
             Some(Status::Running) => farewell(close_code::ERROR, "the connection to the computer was lost"),

@@ -12,7 +12,7 @@ use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use roost_api::{ComputerId, ErrorBody, Status};
-use roost_control::{Control, Tunnel, TunnelOutputs};
+use roost_control::{Act, Caller, Control, Tunnel, TunnelOutputs};
 use roost_guest_proto::v1::tunnel_input::Input;
 use roost_guest_proto::v1::tunnel_output::Output;
 use roost_guest_proto::v1::{TunnelInput, TunnelOutput};
@@ -20,10 +20,10 @@ use tokio::sync::mpsc;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::{PING_EVERY, farewell, upgrade};
+use super::{PING_EVERY, dismiss, farewell, rights_end, upgrade};
 use crate::App;
 use crate::envelope::Refusal;
-use crate::extract::{PathPort, Target};
+use crate::extract::{PathPort, Target, who};
 
 pub(crate) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(open))
@@ -39,6 +39,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
 async fn open(State(app): State<App>, request: Request) -> Result<Response, Refusal> {
     let (mut parts, _) = request.into_parts();
     let Target(record) = Target::from_request_parts(&mut parts, &app).await?;
+    let caller = who(&mut parts, &app).await?;
     app.control.require_running(&record)?;
     let PathPort(port) = PathPort::from_request_parts(&mut parts, &app).await?;
     let id = record.id;
@@ -47,7 +48,7 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let control = app.control.clone();
     Ok(upgrade
         .protocols([HALF_CLOSE, "binary"])
-        .on_upgrade(move |socket| bridge(control, id, socket, tunnel)))
+        .on_upgrade(move |socket| bridge(control, id, caller, socket, tunnel)))
 }
 
 const HALF_CLOSE: &str = "roost-tunnel-v1";
@@ -63,17 +64,20 @@ enum End {
     /// The program in the computer has ended its side.
     Program,
     Broken,
+    /// The caller may no longer do what they could.
+    Rights,
     Text,
 }
 
 /// The two directions do not wait for each other: both sides may be full at once.
-async fn bridge(control: Control, id: ComputerId, socket: WebSocket, tunnel: Tunnel) {
+async fn bridge(control: Control, id: ComputerId, caller: Caller, socket: WebSocket, tunnel: Tunnel) {
     let half_closes = socket.protocol().is_some_and(|agreed| agreed == HALF_CLOSE);
     let (mut frames, messages) = socket.split();
     let Tunnel { input, mut output } = tunnel;
     let end = tokio::select! {
         end = inwards(messages, input, half_closes) => end,
         end = outwards(&mut frames, &mut output) => end,
+        () = rights_end(control.clone(), Some(caller), id, Act::Write) => End::Rights,
     };
     let goodbye = match end {
         End::Client => {
@@ -83,6 +87,10 @@ async fn bridge(control: Control, id: ComputerId, socket: WebSocket, tunnel: Tun
             return;
         }
         End::Program => farewell(close_code::NORMAL, ""),
+        End::Rights => {
+            drop(output);
+            return dismiss(&mut frames).await;
+        }
         End::Text => farewell(close_code::UNSUPPORTED, "only binary frames: this is a byte stream"),
         End::Broken => match control.status(id).await {
             Some(Status::Running) => farewell(close_code::ERROR, "the connection in the computer broke"),

@@ -8,14 +8,14 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::get;
 use roost_api::{ComputerId, Status};
-use roost_control::{Control, StreamRights, Tunnel};
+use roost_control::{Act, Control, StreamRights, StreamViewer, Tunnel};
 use roost_guest_proto::v1::TunnelInput;
 use roost_guest_proto::v1::tunnel_input::Input;
 use roost_guest_proto::v1::tunnel_output::Output;
 use serde::Deserialize;
 
 use super::rfb::ViewOnly;
-use super::{PING_EVERY, close, upgrade};
+use super::{PING_EVERY, close, dismiss, rights_end, upgrade};
 use crate::App;
 use crate::client;
 use crate::envelope::Refusal;
@@ -36,22 +36,31 @@ async fn open(State(app): State<App>, request: Request) -> Result<Response, Refu
     let query = axum::extract::Query::<Credential>::try_from_uri(&parts.uri);
     let token = query.map(|query| query.0).unwrap_or_default().auth;
     let (bearer, from) = (bearer(&parts.headers), client::address(&parts.extensions));
-    let (record, rights) = app.control.authorize_stream(id, token.as_deref(), bearer, from).await?;
+    let opened = app.control.authorize_stream(id, token.as_deref(), bearer, from).await?;
+    let StreamViewer { computer: record, rights, caller } = opened;
     app.control.require_running(&record)?;
     let upgrade = upgrade(&mut parts, &app).await?;
     let display = app.control.open_display(id).await?;
     let control = app.control.clone();
-    let viewer = match rights {
-        StreamRights::Control => None,
-        StreamRights::View => Some(ViewOnly::default()),
+    let (viewer, act) = match rights {
+        StreamRights::Control => (None, Act::Write),
+        StreamRights::View => (Some(ViewOnly::default()), Act::Read),
     };
-    Ok(upgrade.protocols(["binary"]).on_upgrade(move |socket| bridge(control, id, socket, display, viewer)))
+    Ok(upgrade.protocols(["binary"]).on_upgrade(move |mut socket| async move {
+        let is_over = tokio::select! {
+            () = bridge(&control, id, &mut socket, display, viewer) => true,
+            () = rights_end(control.clone(), caller, id, act) => false,
+        };
+        if !is_over {
+            dismiss(&mut socket).await;
+        }
+    }))
 }
 
 async fn bridge(
-    control: Control,
+    control: &Control,
     id: ComputerId,
-    mut socket: WebSocket,
+    socket: &mut WebSocket,
     mut display: Tunnel,
     mut viewer: Option<ViewOnly>,
 ) {
@@ -67,7 +76,7 @@ async fn bridge(
                             Ok(passed) if passed.is_empty() => continue,
                             Ok(passed) => passed.into(),
                             Err(violation) => {
-                                return close(&mut socket, close_code::POLICY, &violation.to_string()).await;
+                                return close(socket, close_code::POLICY, &violation.to_string()).await;
                             }
                         },
                     };
@@ -79,7 +88,7 @@ async fn bridge(
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
                 Some(Ok(Message::Text(_))) => {
                     let reason = "only binary frames: this is an RFB stream";
-                    return close(&mut socket, close_code::UNSUPPORTED, reason).await;
+                    return close(socket, close_code::UNSUPPORTED, reason).await;
                 }
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
             },
@@ -102,8 +111,8 @@ async fn bridge(
     }
     let running = control.status(id).await.is_some_and(|status| status == Status::Running);
     if running {
-        close(&mut socket, close_code::NORMAL, "the desktop ended the stream").await;
+        close(socket, close_code::NORMAL, "the desktop ended the stream").await;
     } else {
-        close(&mut socket, close_code::AWAY, "the computer was stopped").await;
+        close(socket, close_code::AWAY, "the computer was stopped").await;
     }
 }

@@ -39,7 +39,7 @@ async fn visit(server: &Server, host: &str, request: Request<Body>) -> Reply {
     }
 }
 
-async fn look(server: &Server, host: &str, path: &str, headers: &[(&str, &str)]) -> Reply {
+pub async fn look(server: &Server, host: &str, path: &str, headers: &[(&str, &str)]) -> Reply {
     let mut request = Request::get(path);
     for (name, value) in headers {
         request = request.header(*name, *value);
@@ -47,25 +47,25 @@ async fn look(server: &Server, host: &str, path: &str, headers: &[(&str, &str)])
     visit(server, host, request.body(Body::empty()).unwrap()).await
 }
 
-async fn expose(server: &Server, id: &str, port: u16, visibility: &str) {
+pub async fn expose(server: &Server, id: &str, port: u16, visibility: &str) {
     let body = json!({ "port": port, "visibility": visibility });
     let (status, row) = server.post(&format!("/computers/{id}/ports"), body).await;
     assert!(status == 200 || status == 201, "{row}");
 }
 
-async fn access(server: &Server, id: &str, port: u16) -> Value {
+pub async fn access(server: &Server, id: &str, port: u16) -> Value {
     let (status, access) = server.post(&format!("/computers/{id}/ports/{port}/access"), json!({})).await;
     assert_eq!(status, 200, "{access}");
     access
 }
 
-fn path_of(url: &Value) -> &str {
+pub fn path_of(url: &Value) -> &str {
     let url = url.as_str().unwrap();
     &url[url.find("/.roost").unwrap()..]
 }
 
 /// Says what it was asked, in every way.
-fn program(name: &'static str) -> Router {
+pub fn program(name: &'static str) -> Router {
     let describe = move |request: Request<Body>| async move {
         let headers: serde_json::Map<String, Value> = request
             .headers()
@@ -96,7 +96,7 @@ fn program(name: &'static str) -> Router {
 }
 
 /// A computer `box` with the program on port 3000.
-async fn furnished() -> (Server, String, Guest) {
+pub async fn furnished() -> (Server, String, Guest) {
     let server = Server::new().await;
     let id = server.computer().await;
     let guest = Guest::of(&server, &id);

@@ -96,7 +96,7 @@ impl Tunnel for Guest {
             }
             drop(writer.shutdown().await);
         });
-        let opened = Ok(TunnelOutput { output: Some(Output::Opened(TunnelOpened {})) });
+        let opened = Ok(TunnelOutput { output: Some(Output::Opened(TunnelOpened::default())) });
         let data = stream::unfold(reader, |mut reader| async move {
             let mut buffer = vec![0; 16 * 1024];
             match reader.read(&mut buffer).await {

@@ -30,17 +30,17 @@ type Answer<T> = Result<Response<T>, Status>;
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A computer whose commands print what they were started with, then what they are given, and end with code 7 at the
-/// end of it; and whose terminals do the same until they are given `exit`.
+/// end of it, but for `sleep`, which lasts; and whose terminals do the same until they are given `exit`.
 #[derive(Debug, Clone, Default)]
-struct Echo {
+pub struct Echo {
     sessions: Arc<Mutex<HashMap<String, TerminalSize>>>,
     /// What was started, in order.
     started: Arc<Mutex<Vec<RunStart>>>,
 }
 
 impl Echo {
-    /// The guest of every computer that is made from now on.
-    async fn of(server: &Server) -> Self {
+    /// The guest of every computer that has none of its own.
+    pub async fn of(server: &Server) -> Self {
         let echo = Self::default();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -76,10 +76,14 @@ impl Process for Echo {
         self.started.lock().unwrap().push(start.clone());
         let first =
             [Output::Stdout(format!("{}\n", start.argv.join(" ")).into()), Output::Stderr("to err\n".into())];
+        let lasts = start.argv.iter().any(|word| word.starts_with("sleep"));
         let ends = !start.stdin;
         let rest = stream::unfold(Some(input), move |input| async move {
             let mut input = input?;
             let exit = Output::Exit(RunExit { code: 7, ..RunExit::default() });
+            if lasts {
+                std::future::pending::<()>().await;
+            }
             if ends {
                 return Some((exit, None));
             }

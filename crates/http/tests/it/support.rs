@@ -1,6 +1,8 @@
 //! A whole server on simulated machines, and calls to it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request};
@@ -8,8 +10,8 @@ use camino::Utf8PathBuf;
 use http_body_util::BodyExt;
 use roost_api::Size;
 use roost_control::{
-    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Regions, SealKey, Sharing,
-    StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
+    Config, Control, CreditConfig, EventRetention, FileConfig, NoHook, PublicUrls, Regions, Resolver,
+    SealKey, Sharing, StreamKey, TemplateError, TemplateFiles, Templates, WarmFiles,
 };
 use roost_http::{App, Outgoing, Reach};
 use roost_launch::simulated::Simulated;
@@ -45,6 +47,30 @@ impl Templates for OneTemplate {
     }
 }
 
+/// Where names lead: as a test says, and `localhost` here.
+#[derive(Debug, Default)]
+pub struct Names(Mutex<BTreeMap<String, IpAddr>>);
+
+impl Names {
+    /// A domain with every name below it.
+    pub fn lead(&self, domain: &str, address: [u8; 4]) {
+        self.0.lock().unwrap().insert(domain.to_owned(), address.into());
+    }
+}
+
+#[async_trait::async_trait]
+impl Resolver for Names {
+    async fn addresses(&self, name: &str) -> std::io::Result<Vec<IpAddr>> {
+        if name == "localhost" {
+            return Ok(vec![[127, 0, 0, 1].into()]);
+        }
+        let below = |domain: &str| name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+        let known = self.0.lock().unwrap();
+        let found = known.iter().find(|(domain, _)| below(domain)).map(|(_, address)| *address);
+        found.map(|address| vec![address]).ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+}
+
 pub struct Server {
     pub router: axum::Router,
     pub control: Control,
@@ -55,6 +81,7 @@ pub struct Server {
     /// Of the region `us-east-ny`.
     pub far: Arc<Simulated>,
     pub database: TestDatabase,
+    pub names: Arc<Names>,
 }
 
 #[derive(Debug)]
@@ -118,6 +145,7 @@ impl Server {
         [launcher, far]: [Arc<Simulated>; 2],
         seal_key: SealKey,
     ) -> Self {
+        let names = Arc::<Names>::default();
         let config = Config {
             urls: PublicUrls {
                 origin: "http://127.0.0.1:1".to_owned(),
@@ -131,6 +159,7 @@ impl Server {
             disk_directories: Vec::new(),
             events: EventRetention::default(),
             outbound: Arc::new(Outgoing::new(Reach::Anywhere).unwrap()),
+            resolver: names.clone(),
             credits: CreditConfig::default(),
             sharing: Sharing::default(),
             files: FileConfig::default(),
@@ -140,7 +169,7 @@ impl Server {
         let control = Control::start(store.clone(), regions, templates, config, Arc::new(NoHook));
         let control = control.await.unwrap();
         let router = roost_http::router(app(&control)).unwrap();
-        Self { router, control, store, key, launcher, far, database }
+        Self { router, control, store, key, launcher, far, database, names }
     }
 
     /// Opens an event stream with the server's key.

@@ -5,10 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use axum::http::Method;
+use axum::body::Body;
+use axum::http::{Method, Request};
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
+use tower::ServiceExt;
 
-use crate::support::{Reply, Server};
+use crate::connection::{Socket, on_the_network, socket_with};
+use crate::programs::Guest;
+use crate::shell::Echo;
+use crate::support::{Listening, Reply, Server};
 
 /// Routes that need no account, with why.
 const PUBLIC: [&str; 5] = [
@@ -27,20 +34,20 @@ const SERVER: [&str; 2] = ["/regions/{name}", "/compute/templates/{name}"];
 const OWN: [&str; 1] = ["/quotas/external/{external_user_id}"];
 
 impl Server {
-    async fn as_key(&self, key: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
+    pub async fn as_key(&self, key: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
         let reply = self.send(method, path, Some(key), &[], &body.to_string()).await;
         (reply.status, serde_json::from_str(&reply.body).unwrap_or(Value::String(reply.body)))
     }
 
     /// Made with the server's key; the answer's `data`.
-    async fn made(&self, path: &str, body: Value) -> Value {
+    pub async fn made(&self, path: &str, body: Value) -> Value {
         let (status, made) = self.post(path, body).await;
         assert!(matches!(status, 200 | 201), "{path}: {status} {made}");
         if made.get("data").is_some() { made["data"].clone() } else { made }
     }
 
     /// A tenant's id and the secret of its owner's admin key.
-    async fn tenant(&self, name: &str) -> (String, String) {
+    pub async fn tenant(&self, name: &str) -> (String, String) {
         let tenant = self.made("/admin/tenants", json!({ "name": name })).await;
         let id = text(&tenant["id"]);
         let body = json!({ "name": "first", "key_type": "admin" });
@@ -53,7 +60,7 @@ impl Server {
     }
 
     /// A user of the first tenant and the secret of a key of theirs.
-    async fn user(&self, name: &str, role: &str) -> (String, String) {
+    pub async fn user(&self, name: &str, role: &str) -> (String, String) {
         let tenant = self.home().await;
         let users = format!("/admin/tenants/{tenant}/users");
         let user = text(&self.made(&users, json!({ "name": name, "role": role })).await["id"]);
@@ -63,17 +70,17 @@ impl Server {
     }
 }
 
-fn text(value: &Value) -> String {
+pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("no text: {value}")).to_owned()
 }
 
-fn box_in(place: Value) -> Value {
+pub fn box_in(place: Value) -> Value {
     let mut body = json!({ "name": "box", "template_type": "miosa-desktop" });
     body.as_object_mut().unwrap().extend(place.as_object().unwrap().clone());
     body
 }
 
-fn code(answer: &(u16, Value)) -> (u16, &str) {
+pub fn code(answer: &(u16, Value)) -> (u16, &str) {
     (answer.0, answer.1["code"].as_str().unwrap_or(""))
 }
 
@@ -125,6 +132,14 @@ impl World {
         let user = text(&user["data"]["id"]);
         let workspace = text(&computer["workspace_id"]);
         post(&format!("/workspaces/{workspace}/members"), json!({ "user_id": user })).await;
+        // A verification has something to verify.
+        let domain = json!({ "domain": format!("{tenant}.example") });
+        for place in
+            [format!("workspaces/{workspace}"), format!("projects/{}", text(&computer["project_id"]))]
+        {
+            let path = format!("/{place}/preview-domain");
+            assert_eq!(server.as_key(key, Method::PUT, &path, domain.clone()).await.0, 200, "{path}");
+        }
         let token = json!({ "user_id": user, "workspace_id": workspace });
         Self {
             snapshot,
@@ -623,6 +638,171 @@ async fn streams_end_with_the_key_and_with_the_right() {
     // Somebody else's goes on.
     server.post(&format!("/computers/{id}/stop"), json!({})).await;
     stays.until("computer.stopped").await;
+}
+
+/// A socket is open for as long as whoever opened it may use the computer.
+#[tokio::test]
+async fn sockets_end_with_the_key_and_with_the_right() {
+    let server = Server::new().await;
+    let _echo = Echo::of(&server).await;
+    let (shell, tunnels) = (server.computer().await, server.computer().await);
+    let guest = Guest::of(&server, &tunnels);
+    let _programs = (guest.listen(5432).await, guest.listen_as_display().await);
+    let address = on_the_network(&server).await;
+    let open = async |key: &str| {
+        let key = format!("Bearer {key}");
+        let mut sockets = Vec::new();
+        for path in [
+            format!("/api/v1/computers/{shell}/exec/ws?command=cat"),
+            format!("/api/v1/computers/{shell}/exec/spawn?command=cat"),
+            format!("/ws/terminal/{shell}"),
+            format!("/api/v1/computers/{tunnels}/tunnel/5432"),
+            format!("/ws/vnc/{tunnels}"),
+        ] {
+            let socket = socket_with(address, &path, &[("authorization", &key)]).await;
+            sockets.push((path.clone(), socket.unwrap_or_else(|status| panic!("{path}: {status}"))));
+        }
+        sockets
+    };
+    let end = async |sockets: Vec<(String, Socket)>| {
+        for (path, mut socket) in sockets {
+            let code = loop {
+                match socket.next().await {
+                    Some(Ok(Message::Close(Some(frame)))) => break u16::from(frame.code),
+                    Some(Ok(_)) => {}
+                    other => panic!("{path}: {other:?}"),
+                }
+            };
+            assert_eq!(code, 1008, "{path}");
+        }
+    };
+    // A command that prints what it is given; it ends with its socket.
+    let goes_on = async |socket: &mut Socket| {
+        socket
+            .send(Message::text(json!({ "type": "stdin", "data": "still here" }).to_string()))
+            .await
+            .unwrap();
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Text(text))) if text.as_str().contains("still here") => return,
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let (user, member) = server.user("member", "member").await;
+    let workspace = text(&server.get(&format!("/computers/{shell}")).await.1["workspace_id"]);
+    let members = format!("/workspaces/{workspace}/members");
+    server.made(&members, json!({ "user_id": user })).await;
+    let key = server.made("/api-keys", json!({})).await;
+    let (kid, secret) = (text(&key["id"]), text(&key["key"]));
+    let (sockets, mut theirs, mut stay) = (open(&secret).await, open(&member).await, open(&server.key).await);
+    let ticket = format!("/computers/{shell}/exec/stream");
+    let (status, ticket) =
+        server.as_key(&secret, Method::POST, &ticket, json!({ "command": "sleep 1000" })).await;
+    assert_eq!(status, 202, "{ticket}");
+    let url = text(&ticket["stream_url"]);
+    let request = Request::get(&url[url.find("/api/v1").unwrap()..]).body(Body::empty()).unwrap();
+    let mut lines = Listening::of(server.router.clone().oneshot(request).await.unwrap().into_body());
+    assert!(lines.next_data().await.is_some());
+
+    assert_eq!(server.delete(&format!("/api-keys/{kid}")).await.0, 200);
+    end(sockets).await;
+    while lines.next_data().await.is_some() {}
+    // Somebody else's go on, and so do those of who may do more than before.
+    goes_on(&mut stay[0].1).await;
+    let other = text(&server.made("/workspaces", json!({ "name": "other" })).await["id"]);
+    server.made(&format!("/workspaces/{other}/members"), json!({ "user_id": user })).await;
+    goes_on(&mut theirs[0].1).await;
+    // Who may only look any more uses nothing, and looks.
+    server.made(&members, json!({ "user_id": user, "role": "viewer" })).await;
+    end(theirs).await;
+    let bearer = format!("Bearer {member}");
+    let screen = format!("/ws/vnc/{tunnels}");
+    let screen =
+        (screen.clone(), socket_with(address, &screen, &[("authorization", &bearer)]).await.unwrap());
+    assert_eq!(server.delete(&format!("{members}/{user}")).await.0, 200);
+    end(vec![screen]).await;
+    goes_on(&mut stay[0].1).await;
+}
+
+/// A computer that goes to a workspace where its user is not let in is closed for them.
+#[tokio::test]
+async fn sockets_end_when_the_computer_goes_elsewhere() {
+    let server = Server::new().await;
+    let _echo = Echo::of(&server).await;
+    let address = on_the_network(&server).await;
+    let (user, member) = server.user("member", "member").await;
+    let (ward, lab) = (
+        text(&server.made("/workspaces", json!({ "name": "ward" })).await["id"]),
+        text(&server.made("/workspaces", json!({ "name": "lab" })).await["id"]),
+    );
+    server.made(&format!("/workspaces/{ward}/members"), json!({ "user_id": user })).await;
+    let body = box_in(json!({ "workspace_id": ward, "project_slug": "p" }));
+    let made = server.post("/computers?wait=true", body).await.1;
+    let (computer, project) = (text(&made["id"]), text(&made["project_id"]));
+    let path = format!("/api/v1/computers/{computer}/exec/ws?command=cat");
+    let bearer = format!("Bearer {member}");
+    let closed = async |mut socket: Socket| {
+        loop {
+            match socket.next().await {
+                Some(Ok(Message::Close(Some(frame)))) => return u16::from(frame.code),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let moved = format!("/projects/{project}/move");
+    let transferred = json!({ "resource_ids": [computer], "target_workspace_id": lab });
+    for (route, body, back) in [
+        (moved.clone(), json!({ "target_workspace_id": lab }), json!({ "target_workspace_id": ward })),
+        (format!("/workspaces/{ward}/transfer"), transferred, Value::Null),
+    ] {
+        let socket = socket_with(address, &path, &[("authorization", &bearer)]).await.unwrap();
+        server.made(&route, body).await;
+        assert_eq!(closed(socket).await, 1008, "{route}");
+        if !back.is_null() {
+            server.made(&moved, back).await;
+        }
+    }
+}
+
+/// What a refused computer names by slug is not made without it.
+#[tokio::test]
+async fn a_computer_that_is_refused_leaves_nothing() {
+    let server = Server::new().await;
+    let workspaces = async || {
+        let (_, listed) = server.get("/workspaces").await;
+        let names: Vec<_> = listed["data"].as_array().unwrap().iter().map(|row| text(&row["slug"])).collect();
+        names
+    };
+    let projects = async || server.get("/projects").await.1["total"].clone();
+    let quota = json!({ "max_sandboxes": 0 });
+    assert_eq!(server.call(Method::PUT, "/quotas/external/ann", quota).await.0, 200);
+    let place = json!({ "workspace_slug": "clinic", "project_slug": "records" });
+    let refused = [
+        (json!({ "external_user_id": "ann" }), (403, "QUOTA_EXCEEDED")),
+        (json!({ "selected_apps": ["no such app"] }), (422, "VALIDATION_FAILED")),
+        (json!({ "project_id": "3f0c6f1e-6b6b-4a1e-9d57-0d4a5a1f0000" }), (404, "NOT_FOUND")),
+    ];
+    for (reason, expected) in refused {
+        let mut body = box_in(place.clone());
+        body.as_object_mut().unwrap().extend(reason.as_object().unwrap().clone());
+        assert_eq!(code(&server.post("/computers", body).await), expected, "{reason}");
+        assert_eq!(
+            (workspaces().await, projects().await),
+            (vec!["default".to_owned()], json!(1)),
+            "{reason}"
+        );
+    }
+    // The policy of a workspace that is there refuses a project in it.
+    let made = server.post("/computers", box_in(place)).await.1;
+    let policy = format!("/workspaces/{}/policy", text(&made["workspace_id"]));
+    assert_eq!(server.call(Method::PUT, &policy, json!({ "max_computers": 1 })).await.0, 200);
+    let before = projects().await;
+    let body = box_in(json!({ "workspace_slug": "clinic", "project_slug": "another" }));
+    assert_eq!(code(&server.post("/computers", body).await), (403, "QUOTA_EXCEEDED"));
+    assert_eq!(projects().await, before);
 }
 
 /// Two customers of one tenant, each with a key of their own.
