@@ -86,6 +86,7 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
         f"POST {of}/desktop/scroll": bodies({"direction": "down"}),
         f"POST {of}/desktop/type": bodies({"text": "a"}),
         f"POST {of}/desktop/wait": bodies({"seconds": 0.01}, {"ms": 10}),
+        f"PUT {of}/desktop/screen-size": bodies({"width": 1280, "height": 720}),
         f"POST {of}/desktop/wallpaper": bodies({"path": "/usr/share/backgrounds/roost.png"}),
         f"POST {of}/desktop/window/focus": bodies(lambda: {"window_id": world.window()}),
         f"POST {of}/desktop/window/{{wid}}/move": bodies(spot),

@@ -261,9 +261,45 @@ pub struct CursorPosition {
     pub y: i32,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+/// In pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ScreenSize {
     pub width: u32,
+    pub height: u32,
+}
+
+impl ScreenSize {
+    /// Of a new computer.
+    pub const DEFAULT: Self = Self { width: 1280, height: 720 };
+}
+
+/// `1280x720`
+impl std::fmt::Display for ScreenSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("not the size of a screen, such as 1280x720")]
+pub struct NotAScreenSize;
+
+impl std::str::FromStr for ScreenSize {
+    type Err = NotAScreenSize;
+
+    fn from_str(text: &str) -> Result<Self, NotAScreenSize> {
+        let (width, height) = text.split_once('x').ok_or(NotAScreenSize)?;
+        let number = |text: &str| text.parse().map_err(|_| NotAScreenSize);
+        Ok(Self { width: number(width)?, height: number(height)? })
+    }
+}
+
+/// A screen of another size. Each side is 200 to 4096 pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+pub struct SetScreenSize {
+    #[schema(minimum = 200, maximum = 4096)]
+    pub width: u32,
+    #[schema(minimum = 200, maximum = 4096)]
     pub height: u32,
 }
 

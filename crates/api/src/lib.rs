@@ -68,8 +68,8 @@ pub use credits::{
 pub use desktop::{
     ButtonRequest, ClickRequest, Clipboard, CursorPosition, DesktopEnvironment, DragRequest, HotkeyRequest,
     KeyRequest, MouseButton, PictureFormat, PictureQuery, PointRequest, ScreenRegion, ScreenSize,
-    ScrollDirection, ScrollRequest, Success, TypeRequest, WaitRequest, WallpaperRequest, Window,
-    WindowFocusRequest, WindowId, WindowSize,
+    ScrollDirection, ScrollRequest, SetScreenSize, Success, TypeRequest, WaitRequest, WallpaperRequest,
+    Window, WindowFocusRequest, WindowId, WindowSize,
 };
 pub use domain::{NotADomain, PreviewDomain, SetPreviewDomain, domain_name};
 pub use env::{ChangeVariable, MASKED, SetVariable, Variable, VariableDeleted, Variables};

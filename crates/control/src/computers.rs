@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use roost_api::{
     ApiError, Computer, ComputerId, ComputerList, CreateComputer, ErrorCode, ListComputers, Order, PageMeta,
-    Size, StartComputer, Status, UpdateComputer, Visibility, WorkspacePolicy,
+    ScreenSize, Size, StartComputer, Status, UpdateComputer, Visibility, WorkspacePolicy,
 };
 use roost_store::{
     Begin, Caller, ComputerChange, ComputerFilter, ComputerRecord, NewComputer, NewVariable, WorkflowKind,
@@ -97,6 +97,7 @@ impl Control {
                 Some(_) | None => 0,
             },
             timeout: request.timeout_sec.unwrap_or(0),
+            screen: ScreenSize::DEFAULT,
             always_on,
             disk_gib: size.disk_gib(),
             region,
@@ -213,6 +214,7 @@ impl Control {
             always_on: request.always_on,
             auto_stop: None,
             timeout: request.timeout_sec.map(Option::unwrap_or_default),
+            screen: None,
         };
         let record = self.inner.store.change_computer(id, &change).await?;
         self.inner.hub.notify(id);
@@ -417,7 +419,7 @@ impl Control {
             ai_config: Map::new(),
             agent_session_id: record.agent_session_id.clone(),
             agent_status: None,
-            resolution: "1280x720".to_owned(),
+            resolution: record.screen.to_string(),
             auto_stop: record.auto_stop,
             timeout_sec: Some(record.timeout).filter(|seconds| *seconds > 0),
             timeout_remaining_ms: self.remaining_ms(record),

@@ -28,10 +28,11 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use roost_api::{ApiError, ComputerId, ErrorCode, RegionName, Size, WorkflowId};
-use roost_launch::{Abandoned, Capture, MachineState, Need, Report};
+use roost_launch::{Abandoned, Capture, Keep, MachineState, Need, Report};
 use roost_machine_proto::{BootSpec, DiskSpec, MachineSpec};
 use roost_store::{
-    ComputerRecord, Finish, Observed, Recorded, SnapshotStatus, WorkflowKind, WorkflowPayload, WorkflowRecord,
+    ComputerRecord, Finish, Observed, Recorded, SnapshotPurpose, SnapshotStatus, WorkflowKind,
+    WorkflowPayload, WorkflowRecord,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -460,21 +461,17 @@ impl Control {
             Step::RemoveRow => Ok(self.inner.store.remove_computer(computer).await?),
             Step::Capture => {
                 let capture = capture(workflow)?;
-                if self.is_recorded(&capture).await? {
-                    return Ok(());
-                }
+                let Some(keep) = self.to_record(&capture).await? else { return Ok(()) };
                 self.inner.store.snapshot_progress(capture.snapshot, "capturing", 10).await?;
                 self.inner.snapshot_hub.notify(capture.snapshot);
-                self.launcher_of(computer).await?.capture(computer, &capture).await?;
+                self.launcher_of(computer).await?.capture(computer, &capture, keep).await?;
                 Ok(())
             }
             Step::RecordCapture => {
                 let capture = capture(workflow)?;
-                if self.is_recorded(&capture).await? {
-                    return Ok(());
-                }
+                let Some(keep) = self.to_record(&capture).await? else { return Ok(()) };
                 // It is kept already and answers again.
-                let captured = self.launcher_of(computer).await?.capture(computer, &capture).await?;
+                let captured = self.launcher_of(computer).await?.capture(computer, &capture, keep).await?;
                 let recorded = Recorded {
                     disk_bytes: captured.disk_bytes,
                     memory_bytes: captured.memory_bytes,
@@ -557,11 +554,15 @@ impl Control {
         Ok(())
     }
 
-    /// Whether an earlier run of this workflow got this far. The snapshot may have been used and freed since; a
-    /// second capture under its name would be of another state.
-    async fn is_recorded(&self, capture: &Capture) -> Result<bool, Failure> {
+    /// How a capture is to be kept; `None` where an earlier run of this workflow has recorded it. The snapshot may have
+    /// been used and freed since; a second capture under its name would be of another state.
+    async fn to_record(&self, capture: &Capture) -> Result<Option<Keep>, Failure> {
         let snapshot = self.inner.store.snapshot(capture.snapshot).await?;
-        Ok(snapshot.is_none_or(|snapshot| snapshot.status != SnapshotStatus::Creating))
+        let creating = snapshot.filter(|snapshot| snapshot.status == SnapshotStatus::Creating);
+        Ok(creating.map(|snapshot| match snapshot.purpose {
+            SnapshotPurpose::Clone => Keep::Passing,
+            SnapshotPurpose::Snapshot => Keep::Lasting,
+        }))
     }
 
     /// Gives a capture up, unless it is recorded: then it is a fact that others may build on already.

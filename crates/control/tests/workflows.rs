@@ -1223,7 +1223,7 @@ async fn files_that_no_row_knows_are_removed_at_the_start() {
     let control = world.control(Arc::new(NoHook)).await;
     let id = world.create(&control).await;
     let capture = roost_launch::Capture { snapshot: SnapshotId::new(), layer: roost_api::LayerId::new() };
-    world.launcher.capture(id, &capture).await.unwrap();
+    world.launcher.capture(id, &capture, roost_launch::Keep::Lasting).await.unwrap();
     // Its computer goes without the row of the layer ever being written.
     control.delete(id).await.unwrap();
     assert_eq!(world.launcher.stored().await.unwrap().layers, [capture.layer]);

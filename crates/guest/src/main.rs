@@ -54,6 +54,7 @@ use crate::{
 
 const USAGE: &str = "\
 usage: roost-guest (--port PATH | --unix PATH) [--user NAME] [--display :N] [--xauthority PATH] [--rfb PATH]
+                   [--screen-file PATH]
 
   --port PATH        serve the virtio-serial port PATH
   --unix PATH        serve a unix socket at PATH instead
@@ -61,6 +62,7 @@ usage: roost-guest (--port PATH | --unix PATH) [--user NAME] [--display :N] [--x
   --display :N       the desktop's X display (:0)
   --xauthority PATH  its cookie file (/home/user/.Xauthority)
   --rfb PATH         the unix socket of its RFB server (/run/roost/rfb.sock)
+  --screen-file PATH where the size of its screen is kept (/etc/roost-screen)
 
 ROOST_LOG sets what is logged: error, warn (the default), info, debug.";
 
@@ -76,6 +78,7 @@ struct Arguments {
     user: String,
     display: DisplayAddress,
     rfb: PathBuf,
+    screen_file: PathBuf,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +100,7 @@ impl Arguments {
         let mut display = 0;
         let mut authority = PathBuf::from("/home/user/.Xauthority");
         let mut rfb = PathBuf::from("/run/roost/rfb.sock");
+        let mut screen_file = PathBuf::from("/etc/roost-screen");
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| ArgumentError::NoValue(word.clone()));
             match word.as_str() {
@@ -110,11 +114,12 @@ impl Arguments {
                 }
                 "--xauthority" => authority = value()?.into(),
                 "--rfb" => rfb = value()?.into(),
+                "--screen-file" => screen_file = value()?.into(),
                 _ => return Err(ArgumentError::Unknown(word)),
             }
         }
         let transport = transport.ok_or(ArgumentError::NoTransport)?;
-        Ok(Self { transport, user, display: DisplayAddress::new(display, authority), rfb })
+        Ok(Self { transport, user, display: DisplayAddress::new(display, authority), rfb, screen_file })
     }
 }
 
@@ -156,7 +161,7 @@ fn main() -> ExitCode {
 }
 
 async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
-    let Arguments { transport, user, display, rfb } = arguments;
+    let Arguments { transport, user, display, rfb, screen_file } = arguments;
     let readiness = readiness::watch(display.clone());
     let environment = Environment::restore(user.clone(), display.clone(), readiness.clone());
     let commands = Commands::new(environment.clone(), user.clone(), display.clone());
@@ -165,7 +170,7 @@ async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
         ProcessService::new(commands.clone()),
         TerminalService::new(commands),
         FilesService::new(user.clone()),
-        DesktopService::new(display.clone(), readiness.clone()),
+        DesktopService::new(display.clone(), readiness.clone(), screen_file),
         EventsService::new(display.clone(), readiness),
         TunnelService::new(rfb, user.clone()),
         AppsService::new(user, display),

@@ -14,11 +14,11 @@ use std::{
 
 use roost_guest_proto::v1::{
     Button, CaptureRequest, ChangeWindowRequest, CursorRequest, HealthRequest, InputAction, InputRequest,
-    KeyChord, Point, ReadClipboardRequest, Region, ScreenEvent, ScreenRequest, Scroll, TypeSlowly, UserIdle,
-    WaitDesktopRequest, WatchDesktopRequest, WatchScreenReply, WatchScreenRequest, WindowChange, WindowEvent,
-    WindowState, WindowsRequest, WriteClipboardRequest, change_window_request::Change,
-    desktop_client::DesktopClient, desktop_event::Event as Told, events_client::EventsClient,
-    input_action::Action, system_client::SystemClient,
+    KeyChord, Point, ReadClipboardRequest, Region, ScreenEvent, ScreenRequest, Scroll, SetScreenSizeRequest,
+    TypeSlowly, UserIdle, WaitDesktopRequest, WatchDesktopRequest, WatchScreenReply, WatchScreenRequest,
+    WindowChange, WindowEvent, WindowState, WindowsRequest, WriteClipboardRequest,
+    change_window_request::Change, desktop_client::DesktopClient, desktop_event::Event as Told,
+    events_client::EventsClient, input_action::Action, system_client::SystemClient,
 };
 use tempfile::TempDir;
 use tonic::{Code, Status, Streaming, transport::Channel};
@@ -74,8 +74,14 @@ impl Server {
         self.directory.path().join("authority")
     }
 
+    fn screen_file(&self) -> PathBuf {
+        self.directory.path().join("screen")
+    }
+
     fn agent(&self) -> Agent {
-        Agent::start(&["--display", &self.display, "--xauthority", self.authority().to_str().unwrap()])
+        let (authority, screen) = (self.authority(), self.screen_file());
+        let paths = [authority.to_str().unwrap(), screen.to_str().unwrap()];
+        Agent::start(&["--display", &self.display, "--xauthority", paths[0], "--screen-file", paths[1]])
     }
 
     fn connect(&self) -> (RustConnection, u32) {
@@ -719,4 +725,34 @@ async fn what_happens_on_the_desktop_is_told() {
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     drop(many);
     within("the connections to be closed", || open() <= before).await;
+}
+
+#[tokio::test]
+#[ignore = "needs an X server: tigervnc-standalone-server"]
+async fn the_screen_has_the_size_that_was_asked_for() {
+    let server = Server::start();
+    let agent = server.agent();
+    let channel = connect(&agent).await;
+    let resize = async |width, height| {
+        let request = SetScreenSizeRequest { width, height };
+        DesktopClient::new(channel.clone()).set_screen_size(request).await
+    };
+    let kept = || std::fs::read_to_string(server.screen_file()).unwrap();
+    // Larger, smaller, neither, of no usual shape, the same again.
+    for (width, height) in [(1920, 1080), (800, 600), (600, 800), (1111, 777), (1111, 777), (640, 400)] {
+        resize(width, height).await.unwrap();
+        let (seen_width, seen_height, rgb) = capture(&channel, None).await.unwrap();
+        assert_eq!((seen_width, seen_height), (width, height));
+        assert_eq!(rgb.len(), (width * height * 3) as usize);
+        assert_eq!(kept(), format!("ROOST_SCREEN={width}x{height}\n"));
+    }
+    for (width, height) in [(0, 400), (640, 0), (100_000, 400), (u32::MAX, u32::MAX)] {
+        let refused = resize(width, height).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    assert_eq!(kept(), "ROOST_SCREEN=640x400\n");
+    let all = (0..8).map(|number| resize(700 + number * 50, 500));
+    futures_util::future::try_join_all(all).await.unwrap();
+    let (width, height, _) = capture(&channel, None).await.unwrap();
+    assert_eq!(kept(), format!("ROOST_SCREEN={width}x{height}\n"), "what is kept is what is shown");
 }

@@ -47,6 +47,15 @@ pub struct Capture {
     pub layer: LayerId,
 }
 
+/// How long what is captured is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// As a snapshot: it is there after a crash of the host.
+    Lasting,
+    /// Until a clone has begun with it, at once. After a crash of the host the clone has its disk.
+    Passing,
+}
+
 /// What became of a capture that was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Abandoned {
@@ -155,7 +164,12 @@ pub trait Launcher: Debug + Send + Sync + 'static {
     /// Keeps the state of the computer, running or stopped, as a snapshot and a layer; the computer goes on on a
     /// new disk on top of the layer. Done already: answers again. [`LaunchError::Refused`] and
     /// [`LaunchError::NoRoom`]: nothing has changed, [`Launcher::abandon`] tidies up.
-    async fn capture(&self, computer: ComputerId, capture: &Capture) -> Result<Captured, LaunchError>;
+    async fn capture(
+        &self,
+        computer: ComputerId,
+        capture: &Capture,
+        keep: Keep,
+    ) -> Result<Captured, LaunchError>;
 
     /// Gives a capture up that failed or was interrupted anywhere: removes what nobody needs.
     async fn abandon(&self, computer: ComputerId, capture: &Capture) -> Result<Abandoned, LaunchError>;

@@ -42,8 +42,8 @@ use crate::storage::{
     Storage, allocated, copy_sparse, is_same, machine_bytes, relocate, remove_all, take_over,
 };
 use crate::{
-    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
-    Need, Report, Source, Stored,
+    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, Keep, LaunchError, Launcher,
+    MachineState, Need, Report, Source, Stored,
 };
 
 /// User ids of machines begin here when the server is root: above every range that distributions, systemd
@@ -211,6 +211,7 @@ impl Local {
         directory: &Utf8Path,
         memory: &Utf8Path,
         layer: &Utf8Path,
+        keep: Keep,
     ) -> Result<Captured, LaunchError> {
         let disk = directory.join(DISK_FILE);
         if !layer.exists() {
@@ -225,7 +226,8 @@ impl Local {
         }
         if running {
             let mut client = MachineClient::new(connect(directory)?);
-            let request = CaptureRequest { memory: memory.to_string(), layer: layer.to_string() };
+            let passing = keep == Keep::Passing;
+            let request = CaptureRequest { memory: memory.to_string(), layer: layer.to_string(), passing };
             match client.capture(request).await {
                 Ok(_) => {}
                 Err(status) if status.code() == Code::FailedPrecondition => {
@@ -339,7 +341,12 @@ impl Launcher for Local {
         self.save_memory(&self.directory(computer), false).await
     }
 
-    async fn capture(&self, computer: ComputerId, capture: &Capture) -> Result<Captured, LaunchError> {
+    async fn capture(
+        &self,
+        computer: ComputerId,
+        capture: &Capture,
+        keep: Keep,
+    ) -> Result<Captured, LaunchError> {
         let directory = self.directory(computer);
         let kept = self.storage.snapshot(capture.snapshot);
         if let Some(done) = read_json(&kept.join(CAPTURED_FILE))? {
@@ -349,13 +356,15 @@ impl Launcher for Local {
         let name = Utf8Path::new(CAPTURES).join(capture.snapshot.to_string());
         let captured = match read_json(&directory.join(&name).join(CAPTURED_FILE))? {
             Some(captured) => captured,
-            None => self.capture_into(&directory, &name.join("memory"), &layer).await?,
+            None => self.capture_into(&directory, &name.join("memory"), &layer, keep).await?,
         };
         take_over(&layer, self.drop_root)?;
         take_over(&directory.join(&name), self.drop_root)?;
         sync(&self.storage.layers)?;
         std::fs::rename(directory.join(&name), &kept).map_err(file("keep", &kept))?;
-        sync(&self.storage.snapshots)?;
+        if keep == Keep::Lasting {
+            sync(&self.storage.snapshots)?;
+        }
         Ok(captured)
     }
 

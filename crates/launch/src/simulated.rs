@@ -17,8 +17,8 @@ use tokio_stream::wrappers::WatchStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::{
-    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, LaunchError, Launcher, MachineState,
-    Need, Report, Source, Stored,
+    Abandoned, Capacity, Capture, Captured, ConsoleLine, Environment, Keep, LaunchError, Launcher,
+    MachineState, Need, Report, Source, Stored,
 };
 
 /// What the next machines do when they are started.
@@ -249,7 +249,12 @@ impl Launcher for Simulated {
         self.stop(computer).await
     }
 
-    async fn capture(&self, computer: ComputerId, capture: &Capture) -> Result<Captured, LaunchError> {
+    async fn capture(
+        &self,
+        computer: ComputerId,
+        capture: &Capture,
+        _: Keep,
+    ) -> Result<Captured, LaunchError> {
         let running = self.is_running(computer);
         let mut storage = self.storage();
         if let Some(memory) = storage.snapshots.get(&capture.snapshot) {

@@ -128,14 +128,24 @@ fn write_pid(file: &mut File) -> std::io::Result<()> {
 
 /// Old content or new content, never half, whatever happens to the host in between.
 pub fn write_durably(path: impl AsRef<Path>, content: &[u8]) -> std::io::Result<()> {
+    write_whole(path, content, true)
+}
+
+/// The same; what is not written durably may be lost, or half, after a crash of the host, but not of this process.
+pub fn write_whole(path: impl AsRef<Path>, content: &[u8], durably: bool) -> std::io::Result<()> {
     let path = path.as_ref();
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".tmp");
     let mut file = File::create(&unfinished)?;
     file.write_all(content)?;
-    file.sync_all()?;
+    if durably {
+        file.sync_all()?;
+    }
     std::fs::rename(&unfinished, path)?;
-    sync_parent(path)
+    if durably {
+        sync_parent(path)?;
+    }
+    Ok(())
 }
 
 /// Makes a rename in the directory of `path` last.

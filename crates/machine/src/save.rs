@@ -6,8 +6,9 @@
 //!          +-- the agent is not there or refuses: memory and disk are one moment all the same
 //! ```
 //!
-//! The freeze is for whoever will boot this disk without this memory: every file is then on it. Nothing is
-//! final before the end: at any failure the guest goes on as if nothing had been.
+//! The freeze is for whoever will boot this disk without this memory: every file is then on it. A clone continues with
+//! the memory at once, and its disk is as good as after a power cut should that fail. Nothing is final before the end:
+//! at any failure the guest goes on as if nothing had been.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +20,7 @@ use roost_guest_proto::v1::{FreezeRequest, ThawRequest};
 use roost_machine_proto::{CAPTURED_FILE, Captured, MEMORY_DIRECTORY};
 use serde_json::json;
 
-use crate::directory::{Directory, remove_if_there, sync_parent, write_durably};
+use crate::directory::{Directory, remove_if_there, sync_parent, write_whole};
 use crate::disk::{self, DiskError};
 use crate::link::Guest;
 use crate::memory::{self, About, Form, GuestMemory, MemoryError, PAGE, Unfinished};
@@ -43,6 +44,9 @@ pub enum Purpose {
         memory: Utf8PathBuf,
         /// The other name of the disk, by which it will be a layer.
         layer: Utf8PathBuf,
+        /// A clone continues from it at once, and nobody later: the freeze is left out, and with it all waiting for
+        /// the host's disk.
+        passing: bool,
     },
 }
 
@@ -96,7 +100,7 @@ pub async fn suspend(saving: &Saving, form: Form) -> Result<Saved, SaveError> {
             guest.hang_up();
         }
         let memory = pause_and_copy(saving, unfinished, form).await?;
-        let bytes = finish(memory).await?;
+        let bytes = finish(memory, true).await?;
         remove_all(target)?;
         std::fs::rename(unfinished, target).map_err(file("name", target))?;
         sync_parent(target.as_std_path()).map_err(file("sync", target))?;
@@ -105,7 +109,7 @@ pub async fn suspend(saving: &Saving, form: Form) -> Result<Saved, SaveError> {
     };
     let outcome = attempt.await;
     if outcome.is_err() {
-        go_on(saving).await;
+        go_on(saving, true).await;
         discard(unfinished);
     }
     outcome
@@ -117,6 +121,7 @@ pub async fn capture(
     directory: &Directory,
     memory: &Utf8Path,
     layer: &Utf8Path,
+    passing: bool,
 ) -> Result<Saved, SaveError> {
     let home = memory.parent().unwrap_or(Utf8Path::new("."));
     let report = home.join(CAPTURED_FILE);
@@ -140,7 +145,9 @@ pub async fn capture(
         saving.qmp.execute("blockdev-add", options).await?;
         overlay_is_open = true;
         check_room_for(saving).await?;
-        freeze(saving).await;
+        if !passing {
+            freeze(saving).await;
+        }
         let paused = Instant::now();
         let unfinished = pause_and_copy(saving, memory, Form::Difference).await?;
         disk::switch(&next).map_err(DiskError::from)?;
@@ -154,7 +161,7 @@ pub async fn capture(
     let (unfinished, paused) = match attempt.await {
         Ok(saved) => saved,
         Err(error) => {
-            go_on(saving).await;
+            go_on(saving, !passing).await;
             if overlay_is_open {
                 let node = json!({ "node-name": disk_node(saving.next_disk) });
                 if let Err(error) = saving.qmp.execute("blockdev-del", node).await {
@@ -165,15 +172,15 @@ pub async fn capture(
             return Err(error);
         }
     };
-    go_on(saving).await;
+    go_on(saving, !passing).await;
     let pause = paused.elapsed();
     // From here on the disk lies on the layer; what fails now loses the snapshot and not the computer.
     let completed = async {
-        let memory_bytes = finish(unfinished).await?;
+        let memory_bytes = finish(unfinished, !passing).await?;
         disk::settle(layer).map_err(DiskError::from)?;
         let disk_bytes = allocated(layer)?;
         let captured = Captured { disk_bytes, memory_bytes: Some(memory_bytes), pause: Some(pause) };
-        write_report(&report, &captured)?;
+        write_report(&report, &captured, !passing)?;
         tracing::info!(?pause, memory_bytes, "captured");
         Ok(Saved { captured, disk: saving.next_disk })
     };
@@ -220,7 +227,7 @@ pub async fn capture_stopped(
     }
     disk::settle(layer).map_err(DiskError::from)?;
     let captured = Captured { disk_bytes: allocated(layer)?, memory_bytes, pause: None };
-    write_report(&report, &captured)?;
+    write_report(&report, &captured, true)?;
     Ok(captured)
 }
 
@@ -260,17 +267,17 @@ async fn pause_and_copy(saving: &Saving, into: &Utf8Path, form: Form) -> Result<
     .await?
 }
 
-async fn finish(unfinished: Unfinished) -> Result<u64, SaveError> {
-    Ok(tokio::task::spawn_blocking(move || unfinished.finish()).await??)
+async fn finish(unfinished: Unfinished, durably: bool) -> Result<u64, SaveError> {
+    Ok(tokio::task::spawn_blocking(move || unfinished.finish(durably)).await??)
 }
 
 /// The guest runs again and may write. What fails here is seen by those who use the computer; there is nothing
 /// else to be done about it.
-async fn go_on(saving: &Saving) {
+async fn go_on(saving: &Saving, is_frozen: bool) {
     if let Err(error) = saving.qmp.execute("cont", json!({})).await {
         tracing::error!("QEMU does not let the guest go on: {error}");
     }
-    let Some(guest) = saving.guest.clone() else { return };
+    let Some(guest) = saving.guest.clone().filter(|_| is_frozen) else { return };
     tokio::spawn(async move {
         let mut system = guest.system();
         match tokio::time::timeout(THAW_DEADLINE, system.thaw(ThawRequest {})).await {
@@ -306,9 +313,9 @@ fn read_report(path: &Utf8Path) -> Result<Option<Captured>, SaveError> {
     }
 }
 
-fn write_report(path: &Utf8Path, captured: &Captured) -> Result<(), SaveError> {
+fn write_report(path: &Utf8Path, captured: &Captured, durably: bool) -> Result<(), SaveError> {
     let text = serde_json::to_vec_pretty(captured).map_err(|error| file("write", path)(error.into()))?;
-    write_durably(path, &text).map_err(file("write", path))
+    write_whole(path, &text, durably).map_err(file("write", path))
 }
 
 fn allocated(path: &Utf8Path) -> Result<u64, SaveError> {

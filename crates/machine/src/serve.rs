@@ -222,8 +222,9 @@ impl Machine for Served {
         &self,
         request: tonic::Request<CaptureRequest>,
     ) -> Result<tonic::Response<CaptureReply>, Status> {
-        let CaptureRequest { memory, layer } = request.into_inner();
-        let saved = self.save(Purpose::Capture { memory: memory.into(), layer: layer.into() }).await?;
+        let CaptureRequest { memory, layer, passing } = request.into_inner();
+        let purpose = Purpose::Capture { memory: memory.into(), layer: layer.into(), passing };
+        let saved = self.save(purpose).await?;
         let pause = saved.pause.unwrap_or_default().as_micros();
         Ok(tonic::Response::new(CaptureReply {
             memory_bytes: saved.memory_bytes.unwrap_or(0),

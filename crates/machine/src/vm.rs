@@ -344,8 +344,8 @@ impl Vm<'_> {
                 let saving = Saving { qmp, qemu, guest, about, disk, next_disk };
                 match purpose {
                     Purpose::Suspend(form) => save::suspend(&saving, form).await,
-                    Purpose::Capture { memory, layer } => {
-                        save::capture(&saving, directory, &memory, &layer).await
+                    Purpose::Capture { memory, layer, passing } => {
+                        save::capture(&saving, directory, &memory, &layer, passing).await
                     }
                 }
             };

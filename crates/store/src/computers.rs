@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, Event, EventId, LayerId, Order, ProjectId, RegionName, Size, SnapshotId, Status, TenantId,
-    Timestamp, UserId, Visibility, WorkspaceId,
+    ComputerId, Event, EventId, LayerId, Order, ProjectId, RegionName, ScreenSize, Size, SnapshotId, Status,
+    TenantId, Timestamp, UserId, Visibility, WorkspaceId,
 };
 use sqlx::{Row, Transaction};
 
@@ -60,6 +60,7 @@ pub struct NewComputer {
     pub auto_stop: u32,
     /// Seconds after each start after which it is stopped; 0 is never.
     pub timeout: u32,
+    pub screen: ScreenSize,
     pub always_on: bool,
     /// The virtual size of the disk.
     pub disk_gib: u32,
@@ -102,6 +103,7 @@ pub struct ComputerChange {
     pub always_on: Option<bool>,
     pub auto_stop: Option<u32>,
     pub timeout: Option<u32>,
+    pub screen: Option<ScreenSize>,
 }
 
 impl Store {
@@ -255,6 +257,9 @@ impl Store {
         }
         if let Some(timeout) = change.timeout {
             query.push(", timeout_sec = ").push_bind(i64::from(timeout));
+        }
+        if let Some(screen) = change.screen {
+            query.push(", resolution = ").push_bind(screen.to_string());
         }
         query.push(" WHERE id = ").push_bind(id.to_string());
         query.build().execute(&mut *tx).await?;
@@ -446,9 +451,9 @@ pub(crate) async fn insert(
              template_type, template_digest, size, external_workspace_id, external_user_id,
              external_project_id, selected_apps, metadata, visibility, auto_stop, desired, generation,
              provisioned, observed, failure_console, created_at, updated_at, always_on, disk_gib, snapshot_id,
-             layer_id, last_snapshot_id, region, search_text, timeout_sec)
+             layer_id, last_snapshot_id, region, search_text, timeout_sec, resolution)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $23, 'running', 1,
-             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24, $25, $26)",
+             0, 'absent', '[]', $17, $17, $18, $19, $20, $21, $22, $24, $25, $26, $27)",
     )
     .bind(new.id.to_string())
     .bind(new.tenant_id.to_string())
@@ -476,6 +481,7 @@ pub(crate) async fn insert(
     .bind(new.region.as_str())
     .bind(format!("{}\n{slug}\n{}", new.name.to_lowercase(), new.id))
     .bind(i64::from(new.timeout))
+    .bind(new.screen.to_string())
     .execute(&mut **tx)
     .await?;
     insert_variables(tx, new.id, &new.env).await?;

@@ -219,6 +219,7 @@ fn migrator() -> Migrator {
         migration(50, "preview_domains", include_str!("../migrations/0050_preview_domains.sql")),
         migration(51, "settings", include_str!("../migrations/0051_settings.sql")),
         migration(52, "status", include_str!("../migrations/0052_status.sql")),
+        migration(53, "resolution", include_str!("../migrations/0053_resolution.sql")),
     ];
     Migrator { migrations: Cow::Owned(migrations), ..Migrator::DEFAULT }
 }

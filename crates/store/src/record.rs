@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use roost_api::{
-    ComputerId, LayerId, ProjectId, RegionName, Size, SnapshotId, TenantId, Timestamp, UserId, Visibility,
-    WorkflowId, WorkspaceId,
+    ComputerId, LayerId, ProjectId, RegionName, ScreenSize, Size, SnapshotId, TenantId, Timestamp, UserId,
+    Visibility, WorkflowId, WorkspaceId,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::Row;
@@ -179,6 +179,7 @@ pub struct ComputerRecord {
     pub auto_stop: u32,
     /// Seconds after each start after which it is stopped; 0 is never.
     pub timeout: u32,
+    pub screen: ScreenSize,
     /// How far its script is; `None` where it has none.
     pub setup: Option<SetupState>,
     /// When it was last used, as far as it is written down.
@@ -228,6 +229,12 @@ pub struct SnapshotAttributes {
     pub auto_stop: u32,
     #[serde(default)]
     pub timeout: u32,
+    #[serde(default = "default_screen")]
+    pub screen: ScreenSize,
+}
+
+fn default_screen() -> ScreenSize {
+    ScreenSize::DEFAULT
 }
 
 /// A state of a computer that is kept.
@@ -323,6 +330,7 @@ impl ComputerRecord {
             agent_session_id: row.try_get("agent_session_id")?,
             auto_stop: number(row, "auto_stop")?,
             timeout: number(row, "timeout_sec")?,
+            screen: parsed(row, "resolution")?,
             setup: optional(row, "setup_state")?,
             last_active_at: optional_time(row, "last_active_at")?,
             preview_domain: row.try_get("preview_domain")?,

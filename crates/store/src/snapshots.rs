@@ -493,6 +493,7 @@ async fn insert_snapshot(
         visibility: computer.visibility,
         auto_stop: computer.auto_stop,
         timeout: computer.timeout,
+        screen: computer.screen,
     };
     sqlx::query(
         "INSERT INTO snapshots (id, tenant_id, computer_id, computer_name, workspace_id, project_id,

@@ -181,6 +181,7 @@ pub(crate) async fn new_computer(store: &Store) -> crate::NewComputer {
         always_on: false,
         auto_stop: 0,
         timeout: 0,
+        screen: roost_api::ScreenSize::DEFAULT,
         disk_gib: 1,
         region: RegionName::local(),
         snapshot: None,

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use roost_tests::{Answer, Client, Picture, Server, until_shown};
 use serde_json::{Value, json};
 
@@ -629,4 +629,49 @@ async fn a_form_in_firefox_is_filled_in_and_sent() -> Result<()> {
     let expected = "/ordered.html?name=Ji%C5%99%C3%AD+%26+co&notes=soon&size=large&cheese=yes ";
     ensure!(log.contains(expected), "{log}");
     Ok(())
+}
+
+#[tokio::test]
+#[ignore = "boots a VM: cargo xtask test"]
+async fn a_screen_keeps_the_size_it_was_given() -> Result<()> {
+    let server = Server::start()?;
+    let client = server.client();
+    let id = client.create("wide").await?;
+    let has = async |id: &str, width: u32, height: u32| -> Result<()> {
+        let picture = client.screenshot(id).await?;
+        ensure!((picture.width, picture.height) == (width, height), "{}x{}", picture.width, picture.height);
+        let computer = client.get(&format!("/computers/{id}")).await?.json()?;
+        ensure!(computer["resolution"] == format!("{width}x{height}"), "{computer}");
+        Ok(())
+    };
+    has(&id, 1280, 720).await?;
+    let path = format!("/api/v1/computers/{id}/desktop/screen-size");
+    let resize =
+        async |body: Value| client.request(Method::PUT, &path, Some(body.to_string().into_bytes())).await;
+    let size = json!({ "width": 1600, "height": 900 });
+    let resized = resize(size.clone()).await?;
+    ensure!(resized.status == 200 && resized.json()? == size, "{}", resized.json()?);
+    has(&id, 1600, 900).await?;
+    for wrong in [
+        json!({ "width": 1600 }),
+        json!({ "width": 0, "height": 900 }),
+        json!({ "width": 9000, "height": 900 }),
+    ] {
+        ensure!(resize(wrong.clone()).await?.status == 422, "{wrong}");
+    }
+    // The panel is as wide as the screen: the desktop has followed.
+    let panel = "xdotool search --onlyvisible --class xfce4-panel getwindowgeometry %@ 2>/dev/null";
+    client.output(&id, &format!("until {panel} | grep -q 'Geometry: 1600x'; do sleep 0.2; done")).await?;
+
+    client.verb(&id, "stop").await?;
+    client.verb(&id, "start").await?;
+    has(&id, 1600, 900).await?;
+    let clone = client.clone_computer(&id).await?;
+    has(&clone, 1600, 900).await?;
+    ensure!(client.delete(&format!("/computers/{clone}")).await?.status == 200);
+    // Also without its memory.
+    client.verb(&id, "restart").await?;
+    has(&id, 1600, 900).await?;
+    ensure!(client.delete(&format!("/computers/{id}")).await?.status == 200);
+    server.no_orphans()
 }

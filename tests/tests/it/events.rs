@@ -77,7 +77,7 @@ async fn a_socket_tells_what_happens_in_a_computer() -> Result<()> {
     let focused = next(&mut socket, "window.focus_changed", is_told).await?;
     ensure!(focused["window_id"] == window["window_id"], "{window} {focused}");
     let window = focused["window_id"].as_str().context("no id")?;
-    let closed = client.post(&format!("/computers/{id}/windows/{window}/close"), json!({})).await?;
+    let closed = client.post(&format!("/computers/{id}/desktop/window/{window}/close"), json!({})).await?;
     ensure!(closed.status == 200, "{}", closed.json()?);
     next(&mut socket, "window.closed", |closed| closed["window_id"] == window).await?;
 

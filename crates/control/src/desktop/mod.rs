@@ -7,18 +7,22 @@ mod picture;
 mod tools;
 mod windows;
 
+pub(crate) use self::accessibility::Buses;
 pub use self::picture::Picture;
 pub use self::windows::WindowChange;
 
 use std::time::Duration;
 
 use roost_api::{
-    ApiError, Clipboard, ComputerId, CursorPosition, DesktopEnvironment, ScreenSize, WallpaperRequest,
+    ApiError, Clipboard, ComputerId, CursorPosition, DesktopEnvironment, ScreenSize, SetScreenSize,
+    WallpaperRequest,
 };
 use roost_guest_proto::v1::desktop_client::DesktopClient;
 use roost_guest_proto::v1::{
-    CursorRequest, ReadClipboardRequest, ScreenReply, ScreenRequest, WriteClipboardRequest,
+    CursorRequest, ReadClipboardRequest, ScreenReply, ScreenRequest, SetScreenSizeRequest,
+    WriteClipboardRequest,
 };
+use roost_store::ComputerChange;
 
 use crate::exec::ExecCommand;
 use crate::guest::Guest;
@@ -28,6 +32,7 @@ use crate::{Control, Failure};
 const LONGEST_CLIPBOARD: usize = 512 * 1024;
 /// Of the script, with a picture that has to be fetched.
 const WALLPAPER_TIMEOUT: Duration = Duration::from_secs(90);
+const SCREEN_SIDE: std::ops::RangeInclusive<u32> = 200..=4096;
 const WALLPAPER: &str = include_str!("wallpaper.sh");
 
 impl Control {
@@ -43,6 +48,33 @@ impl Control {
     pub async fn screen_size(&self, id: ComputerId) -> Result<ScreenSize, Failure> {
         let screen = self.screen(id).await?;
         Ok(ScreenSize { width: screen.width, height: screen.height })
+    }
+
+    /// Now, and after each start. What the computer is copied to has it too.
+    pub async fn set_screen_size(
+        &self,
+        id: ComputerId,
+        request: SetScreenSize,
+    ) -> Result<ScreenSize, Failure> {
+        let SetScreenSize { width, height } = request;
+        for (field, pixels) in [("width", width), ("height", height)] {
+            if !SCREEN_SIDE.contains(&pixels) {
+                let (least, most) = SCREEN_SIDE.into_inner();
+                return Err(ApiError::field(
+                    field,
+                    format!("must be {least} to {most} pixels, not {pixels}"),
+                )
+                .into());
+            }
+        }
+        let mut client = self.desktop(id).await?;
+        let request = SetScreenSizeRequest { width, height };
+        client.set_screen_size(request).await.map_err(Failure::from_guest)?;
+        // Asked, because somebody else may have changed it at the same time.
+        let size = self.screen_size(id).await?;
+        let change = ComputerChange { screen: Some(size), ..ComputerChange::default() };
+        self.inner.store.change_computer(id, &change).await?.ok_or_else(Failure::computer_not_found)?;
+        Ok(size)
     }
 
     pub async fn desktop_environment(&self, id: ComputerId) -> Result<DesktopEnvironment, Failure> {

@@ -40,6 +40,7 @@ use super::{
     clipboard::ClipboardError,
     input::InputError,
     readiness::{Readiness, Stage},
+    resize::ResizeError,
     watch::WatchError,
     windows::WindowError,
 };
@@ -81,6 +82,8 @@ pub(crate) enum DisplayError {
     Window(#[from] WindowError),
     #[error(transparent)]
     Watch(#[from] WatchError),
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
 }
 
 impl From<ReplyError> for DisplayError {
@@ -106,6 +109,7 @@ impl From<DisplayError> for Status {
             DisplayError::Clipboard(error) => error.into(),
             DisplayError::Window(error) => error.into(),
             DisplayError::Watch(error) => error.into(),
+            DisplayError::Resize(error) => error.into(),
         }
     }
 }

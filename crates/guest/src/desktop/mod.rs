@@ -9,10 +9,12 @@ mod keyboard;
 mod keysym;
 mod pixels;
 pub(crate) mod readiness;
+mod resize;
 mod watch;
 mod windows;
 
 use std::{
+    path::PathBuf,
     pin::{Pin, pin},
     sync::Arc,
 };
@@ -22,11 +24,11 @@ use futures_util::{Stream, stream};
 use roost_guest_proto::v1::{
     CaptureReply, CaptureRequest, ChangeWindowReply, ChangeWindowRequest, CursorReply, CursorRequest,
     InputReply, InputRequest, ReadClipboardReply, ReadClipboardRequest, ScreenReply, ScreenRequest,
-    WatchScreenReply, WatchScreenRequest, WindowsReply, WindowsRequest, WriteClipboardReply,
-    WriteClipboardRequest, desktop_server::Desktop,
+    SetScreenSizeReply, SetScreenSizeRequest, WatchScreenReply, WatchScreenRequest, WindowsReply,
+    WindowsRequest, WriteClipboardReply, WriteClipboardRequest, desktop_server::Desktop,
 };
 use rustix::pipe::PipeFlags;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -71,11 +73,14 @@ pub(crate) struct DesktopService {
     handle: Arc<DisplayHandle<Session>>,
     captures: Arc<Semaphore>,
     turn: Turn,
+    /// Where the size of the screen is kept for the next start of the X server.
+    screen_file: Arc<Mutex<PathBuf>>,
 }
 
 impl DesktopService {
-    pub(crate) fn new(address: DisplayAddress, readiness: Readiness) -> Self {
+    pub(crate) fn new(address: DisplayAddress, readiness: Readiness, screen_file: PathBuf) -> Self {
         Self {
+            screen_file: Arc::new(Mutex::new(screen_file)),
             handle: Arc::new(DisplayHandle::new(address, readiness, Session::new)),
             captures: Arc::new(Semaphore::new(CAPTURES)),
             turn: Turn::default(),
@@ -109,6 +114,17 @@ impl Desktop for DesktopService {
             })
             .await?;
         Ok(Response::new(reply))
+    }
+
+    async fn set_screen_size(
+        &self,
+        request: Request<SetScreenSizeRequest>,
+    ) -> Result<Response<SetScreenSizeReply>, Status> {
+        let (request, handle) = (request.into_inner(), self.handle.clone());
+        // One after the other, so that what is kept is what is shown.
+        let file = self.screen_file.clone().lock_owned().await;
+        blocking(move || resize::resize(&handle.another()?, request, &file)).await?;
+        Ok(Response::new(SetScreenSizeReply {}))
     }
 
     async fn cursor(&self, _: Request<CursorRequest>) -> Result<Response<CursorReply>, Status> {

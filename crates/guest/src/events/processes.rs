@@ -118,7 +118,8 @@ impl Watch {
         let gone = self.known.extract_if(|pid, _| !there.contains(pid));
         let mut changes: Vec<_> = gone.map(|(pid, command)| ended(pid, command)).collect();
         for pid in there {
-            if !self.known.contains_key(&pid) {
+            // The kernel's own threads have no command line, and are nobody's business.
+            if !self.known.contains_key(&pid) && !command(pid).is_empty() {
                 changes.push(self.begun(pid));
             }
         }
@@ -164,13 +165,9 @@ impl Told {
     }
 }
 
-/// The words of its command line with spaces between them, or the name of a kernel's thread.
+/// The words of its command line with spaces between them.
 fn command(pid: u32) -> String {
-    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-    let mut words = read("cmdline");
-    if words.is_empty() {
-        words = read("comm");
-    }
+    let mut words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     words.truncate(LONGEST);
     let text = String::from_utf8_lossy(&words);
     text.trim_end_matches(['\0', '\n']).replace('\0', " ")

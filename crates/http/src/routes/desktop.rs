@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use roost_api::{
     ActionsAnswer, ActionsRequest, Binary, ButtonRequest, ClickRequest, Clipboard, CursorPosition,
     DesktopAction, DesktopEnvironment, DragRequest, ErrorBody, HotkeyRequest, KeyRequest, PictureQuery,
-    PointRequest, ScreenRegion, ScreenSize, ScrollRequest, Success, Tools, ToolsQuery, TypeRequest,
-    WaitRequest, WallpaperRequest, Window, WindowFocusRequest, WindowSize,
+    PointRequest, ScreenRegion, ScreenSize, ScrollRequest, SetScreenSize, Success, Tools, ToolsQuery,
+    TypeRequest, WaitRequest, WallpaperRequest, Window, WindowFocusRequest, WindowSize,
 };
 use roost_control::{ComputerRecord, Picture, WindowChange};
 use serde::de::DeserializeOwned;
@@ -43,7 +43,7 @@ pub(crate) fn router() -> OpenApiRouter<App> {
         .routes(routes!(tools))
         .routes(routes!(wallpaper))
         .routes(routes!(cursor))
-        .routes(routes!(screen_size))
+        .routes(routes!(screen_size, set_screen_size))
         .routes(routes!(environment))
         .routes(routes!(clipboard, set_clipboard))
         .routes(routes!(windows))
@@ -270,6 +270,19 @@ async fn cursor(State(app): State<App>, Target(record): Target) -> Result<Json<C
 async fn screen_size(State(app): State<App>, Target(record): Target) -> Result<Json<ScreenSize>, Refusal> {
     app.control.require_running(&record)?;
     Ok(Json(app.control.screen_size(record.id).await?))
+}
+
+/// Change how large the screen is, now and after each start
+#[utoipa::path(put, path = "/computers/{id}/desktop/screen-size", tag = "desktop", params(("id" = String, Path)),
+    request_body = SetScreenSize,
+    responses((status = 200, body = ScreenSize), (status = "default", body = ErrorBody)))]
+async fn set_screen_size(
+    State(app): State<App>,
+    Target(record): Target,
+    body: RawBody,
+) -> Result<Json<ScreenSize>, Refusal> {
+    app.control.require_running(&record)?;
+    Ok(Json(app.control.set_screen_size(record.id, body.parse()?).await?))
 }
 
 /// What kind of desktop it is

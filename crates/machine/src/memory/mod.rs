@@ -32,7 +32,7 @@ use std::os::unix::fs::FileExt;
 use camino::{Utf8Path, Utf8PathBuf};
 use serde::{Deserialize, Serialize};
 
-use crate::directory::write_durably;
+use crate::directory::write_whole;
 
 pub use guest::{GuestMemory, GuestMemoryError, MAIN_BLOCK, PAGE, Run};
 
@@ -395,8 +395,8 @@ pub fn save(
 }
 
 impl Unfinished {
-    /// Everything on disk, the manifest last. Answers how much there is, in bytes.
-    pub fn finish(self) -> Result<u64, MemoryError> {
+    /// The manifest, last of all; `durably`: everything is on disk then. Answers how much there is, in bytes.
+    pub fn finish(self, durably: bool) -> Result<u64, MemoryError> {
         let mut bytes = 0;
         let data = match self.manifest.base {
             Base::Own => IMAGE,
@@ -407,13 +407,19 @@ impl Unfinished {
             let path = self.directory.join(name);
             let failed = |source| MemoryError::File { action: "sync", path: path.clone(), source };
             let file = File::open(&path).map_err(failed)?;
-            file.sync_all().map_err(failed)?;
+            if durably {
+                file.sync_all().map_err(failed)?;
+            }
             bytes += file.metadata().map_err(failed)?.blocks() * 512;
         }
         let path = self.directory.join(MANIFEST);
         let text = serde_json::to_vec_pretty(&self.manifest)
             .map_err(|source| MemoryError::Manifest { path: path.clone(), source })?;
-        write_durably(&path, &text).map_err(|source| MemoryError::File { action: "write", path, source })?;
+        write_whole(&path, &text, durably).map_err(|source| MemoryError::File {
+            action: "write",
+            path,
+            source,
+        })?;
         Ok(bytes)
     }
 }

@@ -193,8 +193,11 @@ impl Machine {
             std::fs::hard_link(self.path(DISK_FILE), &layer).unwrap();
         }
         let mut client = MachineClient::new(self.channel().await);
-        let request =
-            CaptureRequest { memory: format!("captures/{name}/memory"), layer: layer.into_string() };
+        let request = CaptureRequest {
+            memory: format!("captures/{name}/memory"),
+            layer: layer.into_string(),
+            passing: false,
+        };
         Ok(client.capture(request).await?.into_inner())
     }
 

@@ -198,6 +198,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Bus<S> {
         }
     }
 
+    /// Used again, it may hear as much again.
+    pub(super) fn begin_anew(&mut self) {
+        self.input.received = 0;
+    }
+
     /// The answers in the order of the calls, each until the deadline.
     pub(super) async fn ask(&mut self, calls: &[Call], deadline: Instant) -> Result<Vec<Answer>, BusError> {
         let mut answers: Vec<Answer> = Vec::new();

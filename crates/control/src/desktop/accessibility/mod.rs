@@ -5,13 +5,17 @@
 //! A request goes in rounds, each one batch of calls: which programs there are; each program's widgets at once; those
 //! it did not tell of; and of what is in the answer, places, texts and values.
 //!
+//! Most programs tell of their widgets only while somebody listens, and begin from nothing when somebody comes. So a
+//! connection that was used stays open for a while, for the next request.
+//!
 //! A program that does not answer costs a round its patience, and is named in the answer; the others are there.
 
 mod atspi;
 mod bus;
 mod tree;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use roost_api::{
@@ -21,6 +25,7 @@ use roost_api::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use zbus::Variant;
 
 use self::atspi::{
@@ -39,6 +44,11 @@ const PROGRAM_PATIENCE: Duration = Duration::from_secs(5);
 /// For programs that begin to tell of themselves when somebody asks for the first time.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a connection stays open for the next request.
+const STAYS: Duration = Duration::from_secs(600);
+/// What we listen to, so that programs tell of their widgets at all: something that hardly ever happens.
+const LISTENED: &str = "object:announcement";
+
 const MOST_PROGRAMS: usize = 100;
 const MOST_ELEMENTS: usize = 20_000;
 /// Of a list that its program does not tell of by itself, because it may be endless.
@@ -52,13 +62,41 @@ const FIND_LIMIT: u32 = 100;
 const TEXT_ASKED: i32 = 4000;
 const LONGEST_VALUE: usize = 64 * 1024;
 
+const REGISTRY_PATH: &str = "/org/a11y/atspi/registry";
 const SESSION_BUS: &str = "bus";
 const SWITCH: &str = "org.a11y.Bus";
 const SWITCH_PATH: &str = "/org/a11y/bus";
 const STATUS: &str = "org.a11y.Status";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
+/// Connections that nobody uses at the moment.
+#[derive(Debug, Default)]
+pub(crate) struct Buses(Mutex<HashMap<ComputerId, Kept>>);
+
+#[derive(Debug)]
+struct Kept {
+    bus: Bus<TunnelIo>,
+    _end: AbortOnDropHandle<()>,
+}
+
+impl Buses {
+    fn take(&self, id: ComputerId) -> Option<Bus<TunnelIo>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.remove(&id).map(|kept| kept.bus)
+    }
+}
+
 impl Control {
+    fn keep_bus(&self, id: ComputerId, bus: Bus<TunnelIo>) {
+        let control = self.clone();
+        let end = AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(STAYS).await;
+            drop(control.inner.buses.take(id));
+        }));
+        let mut kept = self.inner.buses.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(id, Kept { bus, _end: end });
+    }
+
     /// What is on the screen, as the programs tell it.
     pub async fn accessibility_tree(&self, id: ComputerId, query: TreeQuery) -> Result<TreeAnswer, Failure> {
         let view = View {
@@ -128,6 +166,7 @@ impl Control {
         if !found && let Some(window) = window {
             return Err(no_window(window, &windows).into());
         }
+        self.keep_bus(id, reader.bus);
         Ok(Seen { nodes, screen, truncated: reader.truncated, unanswered: reader.unanswered })
     }
 
@@ -150,12 +189,24 @@ impl Control {
             (_, value) => value,
         };
         let Opened { mut bus, .. } = self.accessibility_bus(id).await?;
-        act(&mut bus, &element, &at, action, value).await
+        act(&mut bus, &element, &at, action, value).await?;
+        self.keep_bus(id, bus);
+        Ok(())
     }
 
     /// A connection to the bus on which programs tell of their widgets. Those that do it only when somebody wants to
     /// know are told that somebody does.
     async fn accessibility_bus(&self, id: ComputerId) -> Result<Opened<TunnelIo>, Failure> {
+        if let Some(mut bus) = self.inner.buses.take(id) {
+            bus.begin_anew();
+            // It may have broken since: the computer was stopped, or its desktop started again.
+            let ping = Call::new(DAEMON, "/org/freedesktop/DBus", "org.freedesktop.DBus.Peer", "Ping");
+            match bus.ask(&[ping], Instant::now() + DAEMON_PATIENCE).await.as_deref() {
+                Ok([Some(Ok(_))]) => return Ok(Opened { bus, is_first: false }),
+                Ok(_) => tracing::debug!(%id, "an accessibility bus does not answer any more"),
+                Err(error) => tracing::debug!(%id, %error, "a connection to an accessibility bus is gone"),
+            }
+        }
         let deadline = Instant::now() + DAEMON_PATIENCE;
         let (tunnel, uid) = self.open_user_socket(id, SESSION_BUS).await.map_err(absent)?;
         let mut session = Bus::connect(tunnel.into_io(), uid, deadline).await?;
@@ -170,11 +221,20 @@ impl Control {
         if is_first {
             let enable = Call::new(SWITCH, SWITCH_PATH, PROPERTIES, "Set");
             let enable = enable.with(&(STATUS, "IsEnabled", Variant::from(true)))?;
-            session.ask(&[enable], deadline).await?;
+            if let [Some(Err(refused))] = session.ask(&[enable], deadline).await?.as_slice() {
+                tracing::warn!(%id, error = refused.name, reason = refused.message,
+                    "programs cannot be told that somebody wants to know of their widgets");
+            }
         }
         let path = socket_path(&address).ok_or(BusError::Nonsense("an address that is no path"))?;
         let (tunnel, uid) = self.open_user_socket(id, path).await.map_err(absent)?;
-        Ok(Opened { bus: Bus::connect(tunnel.into_io(), uid, deadline).await?, is_first })
+        let mut bus = Bus::connect(tunnel.into_io(), uid, deadline).await?;
+        let listen = Call::new(REGISTRY, REGISTRY_PATH, REGISTRY, "RegisterEvent");
+        let listen = listen.with(&(LISTENED, Vec::<String>::new(), ""))?;
+        if let [Some(Err(refused))] = bus.ask(&[listen], deadline).await?.as_slice() {
+            tracing::warn!(%id, error = refused.name, reason = refused.message, "nobody can listen to programs");
+        }
+        Ok(Opened { bus, is_first })
     }
 }
 
