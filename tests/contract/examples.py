@@ -157,7 +157,7 @@ def examples(world: World) -> dict[str, list[dict[str, Any]]]:
         "PUT /api/v1/tenant/preview-domain": bodies(domain),
         "PUT /api/v1/workspaces/{wid}/preview-domain": bodies(domain),
         "PUT /api/v1/projects/{pid}/preview-domain": bodies(domain),
-        "POST /api/v1/tenant/preview-domain/verify": bodies(lambda: world.domain("/tenant")),
+        "POST /api/v1/tenant/preview-domain/verify": queries(lambda: world.domain("/tenant")),
         "GET /api/v1/workspaces/{wid}/preview-domain/verify": queries(
             lambda: world.domain(f"/workspaces/{world.used['wid']}")
         ),

@@ -143,8 +143,8 @@ class World:
         return windows[0]["id"]
 
     def element(self) -> str:
-        """A button of the panel that only switches to another workspace."""
-        found = api("GET", f"/computers/{self.running}/desktop/accessibility/find?role=toggle+button")
+        """A button of the panel that opens nothing."""
+        found = api("GET", f"/computers/{self.running}/desktop/accessibility/find?role=toggle+button&name=show+desktop")
         return found["elements"][0]["id"]
 
     def snapshot(self) -> str:

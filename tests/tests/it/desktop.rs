@@ -423,8 +423,10 @@ async fn a_wallpaper_is_shown() -> Result<()> {
     Ok(())
 }
 
-/// How long programs may take to show what they were asked for. Firefox starts for half a minute under emulation.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(150);
+/// How long programs may take to show what they were asked for. Firefox starts for minutes under emulation.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(400);
+/// Nobody tells when a program has come to what it was asked for. It does that sooner if it is not asked all the time.
+const BREATH: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Desktop {
     async fn found(&self, query: &str) -> Result<Vec<Value>> {
@@ -442,6 +444,7 @@ impl Desktop {
             if let Some(element) = found.iter().find(|element| is_so(element)) {
                 return Ok(element.clone());
             }
+            tokio::time::sleep(BREATH).await;
             ensure!(std::time::Instant::now() < until, "{query}: {found:?} of {}", self.compact().await?);
         }
     }
@@ -588,16 +591,14 @@ async fn a_form_in_firefox_is_filled_in_and_sent() -> Result<()> {
     let window = "window=order+form";
     // Until the browser has a window, there is none to look into.
     let until = std::time::Instant::now() + PATIENCE;
-    while !desktop
-        .windows()
-        .await?
-        .iter()
-        .any(|one| one["title"].as_str().is_some_and(|title| title.starts_with("Order")))
-    {
+    let is_form = |one: &Value| one["title"].as_str().is_some_and(|title| title.starts_with("Order"));
+    while !desktop.windows().await?.iter().any(is_form) {
+        tokio::time::sleep(BREATH).await;
         ensure!(std::time::Instant::now() < until, "no browser");
     }
     let until = std::time::Instant::now() + PATIENCE;
     while !desktop.compact().await?.contains("\"Send it\"") {
+        tokio::time::sleep(BREATH).await;
         ensure!(std::time::Instant::now() < until, "no form: {}", desktop.compact().await?);
     }
     desktop.element(&format!("role=heading&name=order&{window}"), any).await?;

@@ -89,28 +89,36 @@ impl Call {
     }
 
     fn encode(&self, serial: u32) -> Result<Vec<u8>, BusError> {
-        let mut fields = vec![
+        let fields = vec![
             (field::PATH, Variant::from(ObjectPath::try_from(self.path.as_str())?)),
             (field::INTERFACE, Variant::from(self.interface)),
             (field::MEMBER, Variant::from(self.member)),
             (field::DESTINATION, Variant::from(self.destination.as_str())),
         ];
-        if let Some(signature) = &self.signature {
-            fields.push((field::SIGNATURE, Variant::Signature(unwrapped(signature)?)));
-        }
         let length = u32::try_from(self.body.len()).map_err(|_| BusError::Nonsense("a call too long"))?;
         let header: Header<'_> = (b'l', METHOD_CALL, 0, 1, length, serial, fields);
         let mut message = to_bytes(Context::new(LE, 0), &header)?.bytes().to_vec();
+        if let Some(signature) = &self.signature {
+            append_signature(&mut message, signature)?;
+        }
         message.resize(message.len().next_multiple_of(8), 0);
         message.extend_from_slice(&self.body);
         Ok(message)
     }
 }
 
-/// The signature of a tuple's members: a message's body is no structure.
-fn unwrapped(signature: &Signature) -> Result<Signature, BusError> {
+/// Adds the last field of a header: the signature of a body. By hand, because a body is no structure, and a value that
+/// holds the signature of several things writes them as one.
+fn append_signature(header: &mut Vec<u8>, signature: &Signature) -> Result<(), BusError> {
     let text = signature.to_string_no_parens();
-    Signature::try_from(text.as_str()).map_err(|_| BusError::Nonsense("a signature"))
+    let length = u8::try_from(text.len()).map_err(|_| BusError::Nonsense("a signature too long"))?;
+    header.resize(header.len().next_multiple_of(8), 0);
+    header.extend([field::SIGNATURE, 1, b'g', 0, length]);
+    header.extend(text.bytes());
+    header.push(0);
+    let fields = u32::try_from(header.len() - FIXED).map_err(|_| BusError::Nonsense("a header too long"))?;
+    header[FIXED - 4..FIXED].copy_from_slice(&fields.to_le_bytes());
+    Ok(())
 }
 
 #[derive(Debug)]
@@ -463,6 +471,21 @@ mod tests {
         // Who was late is not waited for again, and the next one is heard.
         let answers = bus.ask(&[call(":1.7", 4)], soon()).await.unwrap();
         assert!(matches!(answers[..], [Some(Ok(_))]));
+    }
+
+    /// Programs look at the text of a signature: `(ssv)` is another one than `ssv`, and no method has it.
+    #[test]
+    fn the_signature_of_a_body_is_of_its_parts() {
+        let call =
+            Call::new(":1.7", "/o", "org.example.I", "M").with(&("a", "b", Variant::from(true))).unwrap();
+        let message = call.encode(1).unwrap();
+        let field = b"\x08\x01g\0\x03ssv\0";
+        let at = message.windows(field.len()).position(|bytes| bytes == field).unwrap();
+        assert_eq!(at % 8, 0);
+        // It is the last one, and the body comes after it.
+        let end = at + field.len();
+        assert_eq!(message[12..16], u32::try_from(end - FIXED).unwrap().to_le_bytes());
+        assert_eq!(message[end.next_multiple_of(8)..].len(), call.body.len());
     }
 
     #[tokio::test]
