@@ -37,6 +37,11 @@ mod tunnel;
 
 use std::{convert::Infallible, path::PathBuf, process::ExitCode};
 
+use roost_guest_proto::v1::{
+    apps_server::AppsServer, desktop_server::DesktopServer, events_server::EventsServer,
+    files_server::FilesServer, logs_server::LogsServer, process_server::ProcessServer,
+    system_server::SystemServer, terminal_server::TerminalServer, tunnel_server::TunnelServer,
+};
 use tracing::level_filters::LevelFilter;
 
 use crate::{
@@ -44,6 +49,7 @@ use crate::{
     desktop::{DesktopService, display::DisplayAddress, readiness},
     events::EventsService,
     files::FilesService,
+    logs::LogsService,
     process::{Commands, ProcessService},
     services::Services,
     system::{SystemService, environment::Environment},
@@ -165,16 +171,17 @@ async fn serve(arguments: Arguments) -> Result<Infallible, ServeError> {
     let readiness = readiness::watch(display.clone());
     let environment = Environment::restore(user.clone(), display.clone(), readiness.clone());
     let commands = Commands::new(environment.clone(), user.clone(), display.clone());
-    let services = Services::new(
-        SystemService::new(environment, readiness.clone()),
-        ProcessService::new(commands.clone()),
-        TerminalService::new(commands),
-        FilesService::new(user.clone()),
-        DesktopService::new(display.clone(), readiness.clone(), screen_file),
-        EventsService::new(display.clone(), readiness),
-        TunnelService::new(rfb, user.clone()),
-        AppsService::new(user, display),
-    );
+    let services = Services {
+        system: SystemServer::new(SystemService::new(environment, readiness.clone())),
+        process: ProcessServer::new(ProcessService::new(commands.clone())),
+        terminal: TerminalServer::new(TerminalService::new(commands)),
+        files: FilesServer::new(FilesService::new(user.clone())),
+        desktop: DesktopServer::new(DesktopService::new(display.clone(), readiness.clone(), screen_file)),
+        events: EventsServer::new(EventsService::new(display.clone(), readiness)),
+        tunnel: TunnelServer::new(TunnelService::new(rfb, user.clone())),
+        apps: AppsServer::new(AppsService::new(user, display)),
+        logs: LogsServer::new(LogsService),
+    };
     match transport {
         Transport::Port(path) => transport::serve_port(path, services).await,
         Transport::Unix(path) => transport::serve_unix(path, services).await,

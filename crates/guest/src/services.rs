@@ -20,40 +20,15 @@ type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallibl
 
 #[derive(Debug, Clone)]
 pub(crate) struct Services {
-    system: SystemServer<SystemService>,
-    process: ProcessServer<ProcessService>,
-    terminal: TerminalServer<TerminalService>,
-    files: FilesServer<FilesService>,
-    desktop: DesktopServer<DesktopService>,
-    events: EventsServer<EventsService>,
-    tunnel: TunnelServer<TunnelService>,
-    apps: AppsServer<AppsService>,
-    logs: LogsServer<LogsService>,
-}
-
-impl Services {
-    pub(crate) fn new(
-        system: SystemService,
-        process: ProcessService,
-        terminal: TerminalService,
-        files: FilesService,
-        desktop: DesktopService,
-        events: EventsService,
-        tunnel: TunnelService,
-        apps: AppsService,
-    ) -> Self {
-        Self {
-            system: SystemServer::new(system),
-            process: ProcessServer::new(process),
-            terminal: TerminalServer::new(terminal),
-            files: FilesServer::new(files),
-            desktop: DesktopServer::new(desktop),
-            events: EventsServer::new(events),
-            tunnel: TunnelServer::new(tunnel),
-            apps: AppsServer::new(apps),
-            logs: LogsServer::new(LogsService),
-        }
-    }
+    pub(crate) system: SystemServer<SystemService>,
+    pub(crate) process: ProcessServer<ProcessService>,
+    pub(crate) terminal: TerminalServer<TerminalService>,
+    pub(crate) files: FilesServer<FilesService>,
+    pub(crate) desktop: DesktopServer<DesktopService>,
+    pub(crate) events: EventsServer<EventsService>,
+    pub(crate) tunnel: TunnelServer<TunnelService>,
+    pub(crate) apps: AppsServer<AppsService>,
+    pub(crate) logs: LogsServer<LogsService>,
 }
 
 impl hyper::service::Service<http::Request<Incoming>> for Services {
