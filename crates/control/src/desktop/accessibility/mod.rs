@@ -49,6 +49,10 @@ const STAYS: Duration = Duration::from_secs(600);
 /// What we listen to, so that programs tell of their widgets at all: something that hardly ever happens.
 const LISTENED: &str = "object:announcement";
 
+/// For a program that has been given a text, and how often it is looked at meanwhile.
+const TEXT_PATIENCE: Duration = Duration::from_secs(3);
+const TEXT_PAUSE: Duration = Duration::from_millis(200);
+
 const MOST_PROGRAMS: usize = 100;
 const MOST_ELEMENTS: usize = 20_000;
 /// Of a list that its program does not tell of by itself, because it may be endless.
@@ -648,6 +652,33 @@ fn match_windows(tops: &[(&str, Option<Bounds>)], windows: &[Window]) -> Vec<Opt
     matched
 }
 
+/// Some programs say that they have taken a text and have not: a browser does so for what is in its pages.
+async fn taken<S: AsyncRead + AsyncWrite + Unpin>(
+    bus: &mut Bus<S>,
+    id: &str,
+    at: &Reference,
+    text: &str,
+) -> Result<(), Failure> {
+    let until = Instant::now() + TEXT_PATIENCE;
+    loop {
+        let question = Call::new(&at.connection, &at.path, TEXT, "GetText").with(&(0_i32, -1_i32))?;
+        let answers = bus.ask(&[question], Instant::now() + PROGRAM_PATIENCE).await?;
+        // Where nothing can be read, nobody knows better. Of a password dots are read, as many as there are letters.
+        let Some(now) = answers.first().and_then(read::<String>) else { return Ok(()) };
+        if now == text || now.chars().count() == text.chars().count() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let message = format!(
+                "the program of the element {id} has not taken the text, as a browser in its pages; click on the element \
+                 and type the text"
+            );
+            return Err(ApiError::new(ErrorCode::ResourceState, message).into());
+        }
+        tokio::time::sleep(TEXT_PAUSE).await;
+    }
+}
+
 async fn act<S: AsyncRead + AsyncWrite + Unpin>(
     bus: &mut Bus<S>,
     id: &str,
@@ -687,6 +718,7 @@ async fn act<S: AsyncRead + AsyncWrite + Unpin>(
             format!("the element {id} is disabled: its program wants something else to be done first");
         return Err(ApiError::new(ErrorCode::ResourceState, message).into());
     }
+    let mut written = None;
     let call = match (action, value) {
         (AccessibleAction::Press, _) => {
             Call::new(connection, path, ACTION, "DoAction").with(&press_of(&actions))?
@@ -698,7 +730,9 @@ async fn act<S: AsyncRead + AsyncWrite + Unpin>(
                 Some(NewValue::Number(number)) => number.to_string(),
                 None => String::new(),
             };
-            Call::new(connection, path, EDITABLE_TEXT, "SetTextContents").with(&text)?
+            let call = Call::new(connection, path, EDITABLE_TEXT, "SetTextContents").with(&text)?;
+            written = Some(text).filter(|_| interfaces.text);
+            call
         }
         (AccessibleAction::SetValue, value) => {
             let number = match value {
@@ -714,7 +748,10 @@ async fn act<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let answers = bus.ask(&[call], Instant::now() + DAEMON_PATIENCE).await?;
     match answers.first() {
-        Some(Some(Ok(reply))) if reply.read::<bool>() != Some(false) => Ok(()),
+        Some(Some(Ok(reply))) if reply.read::<bool>() != Some(false) => match written {
+            Some(text) => taken(bus, id, at, &text).await,
+            None => Ok(()),
+        },
         Some(Some(Ok(_))) => {
             let message = format!(
                 "the program of the element {id} refused; it may be read-only or covered by a dialog"
@@ -933,6 +970,7 @@ mod tests {
             "GetState" => says(&vec![states, 0]),
             "GetInterfaces" => says(&interfaces.to_vec()),
             "GetActions" if actions.is_empty() => Says::Error("org.freedesktop.DBus.Error.UnknownMethod"),
+            "GetText" => says(&"nobody"),
             "GetActions" => says(&actions.iter().map(|name| (*name, "", "")).collect::<Vec<_>>()),
             member => {
                 told.send(format!("{member} {}", String::from_utf8_lossy(&asked.body).replace('\0', "")))
@@ -963,6 +1001,12 @@ mod tests {
         let (outcome, done) = acted(ON, &[EDITABLE_TEXT], &[], SetValue, text("kůň")).await;
         outcome.unwrap();
         assert_eq!(done, ["SetTextContents \u{5}kůň"]);
+        // It says that it has taken it, and shows what it showed before.
+        let (outcome, _) = acted(ON, &[EDITABLE_TEXT, TEXT], &[], SetValue, text("kůň")).await;
+        let refused = outcome.unwrap_err().public;
+        assert!(refused.code == ErrorCode::ResourceState && refused.message.contains("type"), "{refused:?}");
+        let (outcome, _) = acted(ON, &[EDITABLE_TEXT, TEXT], &[], SetValue, text("nobody")).await;
+        outcome.unwrap();
         let (outcome, done) = acted(ON, &[VALUE], &[], SetValue, text(" 1.5 ")).await;
         outcome.unwrap();
         assert!(done[0].starts_with("Set ") && done[0].contains("CurrentValue"), "{done:?}");
