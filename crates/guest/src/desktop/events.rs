@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd, OwnedFd},
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +12,6 @@ use std::{
 use roost_guest_proto::v1::{
     DesktopEvent, UserIdle, WatchDesktopRequest, WindowChange, WindowEvent, desktop_event::Event as Told,
 };
-use rustix::pipe::PipeFlags;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -34,9 +32,9 @@ use super::{
     clipboard,
     display::{Display, DisplayAddress, DisplayError, DisplayHandle, id_error},
     readiness::Readiness,
+    watch::while_heard,
     windows::{Windows, get},
 };
-use crate::system::blocking;
 
 /// Each has a thread and a connection to the X server, which has room for some hundred.
 const LISTENERS: usize = 32;
@@ -75,28 +73,14 @@ impl Listeners {
         let place = self.places.clone().try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!("{LISTENERS} listen to what happens on the desktop already"))
         })?;
-        let (pipe, kept) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|error| Status::resource_exhausted(format!("make a pipe: {error}")))?;
         let (output, outputs) = mpsc::channel(QUEUED);
         let (handle, told) = (self.handle.clone(), output.clone());
-        let watch = blocking(move || {
+        let work = move |pipe: &OwnedFd| {
             let _place = place;
             let tell = |event| told.blocking_send(Ok(event)).is_ok();
-            watch(&handle.another()?, || handle.another(), request, tell, &pipe)
-        });
-        tokio::spawn(async move {
-            let mut watch = pin!(watch);
-            let result = tokio::select! {
-                result = &mut watch => result,
-                () = output.closed() => {
-                    drop(kept);
-                    return drop(watch.await);
-                }
-            };
-            if let Err(status) = result {
-                let _call_gone = output.send(Err(status)).await;
-            }
-        });
+            watch(&handle.another()?, || handle.another(), request, tell, pipe)
+        };
+        while_heard(output, work, |result| result.err().map(Err))?;
         Ok(ReceiverStream::new(outputs))
     }
 }

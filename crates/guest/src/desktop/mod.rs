@@ -13,11 +13,7 @@ mod resize;
 mod watch;
 mod windows;
 
-use std::{
-    path::PathBuf,
-    pin::{Pin, pin},
-    sync::Arc,
-};
+use std::{os::fd::OwnedFd, path::PathBuf, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -27,7 +23,6 @@ use roost_guest_proto::v1::{
     SetScreenSizeReply, SetScreenSizeRequest, WatchScreenReply, WatchScreenRequest, WindowsReply,
     WindowsRequest, WriteClipboardReply, WriteClipboardRequest, desktop_server::Desktop,
 };
-use rustix::pipe::PipeFlags;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +34,7 @@ use self::{
     display::{Display, DisplayAddress, DisplayError, DisplayHandle},
     input::{Hands, Turn},
     readiness::Readiness,
-    watch::Watch,
+    watch::{Watch, while_heard},
     windows::Windows,
 };
 use crate::system::blocking;
@@ -204,28 +199,15 @@ impl Desktop for DesktopService {
         request: Request<WatchScreenRequest>,
     ) -> Result<Response<Self::WatchScreenStream>, Status> {
         let watch = Watch::new(request.into_inner())?;
-        let (pipe, kept) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|error| Status::resource_exhausted(format!("make a pipe: {error}")))?;
         // Two: it begins, it ends.
         let (output, outputs) = mpsc::channel(2);
-        let handle = self.handle.clone();
-        let begun = output.clone();
-        let wait = blocking(move || {
+        let (handle, begun) = (self.handle.clone(), output.clone());
+        let work = move |pipe: &OwnedFd| {
             // Fails when the call is gone, and then the pipe is closed, too.
             let begun = || drop(begun.try_send(Ok(WatchScreenReply { reached: false })));
-            watch.wait(&handle.another()?, begun, &pipe)
-        });
-        tokio::spawn(async move {
-            let mut wait = pin!(wait);
-            let result = tokio::select! {
-                result = &mut wait => result,
-                () = output.closed() => {
-                    drop(kept);
-                    return drop(wait.await);
-                }
-            };
-            let _call_gone = output.send(result.map(|reached| WatchScreenReply { reached })).await;
-        });
+            watch.wait(&handle.another()?, begun, pipe)
+        };
+        while_heard(output, work, |result| Some(result.map(|reached| WatchScreenReply { reached })))?;
         Ok(Response::new(ReceiverStream::new(outputs)))
     }
 

@@ -5,10 +5,13 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
+    pin::pin,
     time::{Duration, Instant},
 };
 
 use roost_guest_proto::v1::{Region, ScreenEvent, WatchScreenRequest};
+use rustix::pipe::PipeFlags;
+use tokio::sync::mpsc;
 use tonic::Status;
 use x11rb::{
     connection::{Connection, RequestConnection},
@@ -21,6 +24,7 @@ use x11rb::{
 };
 
 use super::display::{Display, DisplayError, id_error};
+use crate::system::blocking;
 
 const LONGEST: Duration = Duration::from_secs(60);
 /// The thickest text cursor that counts as one.
@@ -43,6 +47,32 @@ impl From<WatchError> for Status {
             WatchError::Dropped => Status::cancelled(error.to_string()),
         }
     }
+}
+
+/// Runs what blocks a thread for as long as somebody listens to `output`. When nobody does any more, the other end of the
+/// pipe that `work` is given is closed. `last` is what the listener is told at the end.
+pub(super) fn while_heard<T: Send + 'static, R: Send + 'static>(
+    output: mpsc::Sender<Result<T, Status>>,
+    work: impl FnOnce(&OwnedFd) -> Result<R, DisplayError> + Send + 'static,
+    last: impl FnOnce(Result<R, Status>) -> Option<Result<T, Status>> + Send + 'static,
+) -> Result<(), Status> {
+    let (pipe, kept) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|error| Status::resource_exhausted(format!("make a pipe: {error}")))?;
+    let work = blocking(move || work(&pipe));
+    tokio::spawn(async move {
+        let mut work = pin!(work);
+        let result = tokio::select! {
+            result = &mut work => result,
+            () = output.closed() => {
+                drop(kept);
+                return drop(work.await);
+            }
+        };
+        if let Some(last) = last(result) {
+            let _call_gone = output.send(last).await;
+        }
+    });
+    Ok(())
 }
 
 /// A request known to make sense.

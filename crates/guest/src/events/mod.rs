@@ -13,6 +13,39 @@ use crate::desktop::{display::DisplayAddress, events::Listeners, readiness::Read
 
 const QUEUED: usize = 64;
 
+/// What tells of changes as they come.
+pub(crate) trait Source {
+    type Event: Default;
+
+    /// Those that have come since the last time, at least one.
+    fn next(&mut self) -> impl Future<Output = Result<Vec<Self::Event>, Status>> + Send;
+}
+
+/// Until nobody listens, or the source fails. The first event is empty: nothing is missed from then on.
+pub(crate) async fn tell<S: Source>(mut source: S, events: mpsc::Sender<Result<S::Event, Status>>) {
+    if events.send(Ok(S::Event::default())).await.is_err() {
+        return;
+    }
+    loop {
+        let changes = tokio::select! {
+            changes = source.next() => changes,
+            () = events.closed() => return,
+        };
+        let changes = match changes {
+            Ok(changes) => changes,
+            Err(failed) => {
+                let _gone = events.send(Err(failed)).await;
+                return;
+            }
+        };
+        for change in changes {
+            if events.send(Ok(change)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct EventsService {
     desktop: Listeners,
@@ -45,7 +78,7 @@ impl Events for EventsService {
             Status::unavailable(format!("the kernel does not tell of processes: {error}"))
         })?;
         let (events, told) = mpsc::channel(QUEUED);
-        tokio::spawn(watch.run(events));
+        tokio::spawn(tell(watch, events));
         Ok(Response::new(ReceiverStream::new(told)))
     }
 }

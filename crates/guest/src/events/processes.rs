@@ -11,9 +11,10 @@ use rustix::{
         recv, send, socket_with,
     },
 };
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::io::unix::AsyncFd;
 use tonic::Status;
 
+use super::Source;
 use crate::descriptor;
 
 /// The group of the connector that tells of processes, and its number in messages.
@@ -35,6 +36,14 @@ pub(super) struct Watch {
     known: HashMap<u32, String>,
 }
 
+impl Source for Watch {
+    type Event = ProcessEvent;
+
+    async fn next(&mut self) -> Result<Vec<ProcessEvent>, Status> {
+        self.changed().await.map_err(|error| Status::internal(format!("watch the processes: {error}")))
+    }
+}
+
 impl Watch {
     pub(super) fn new() -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -46,33 +55,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Until nobody listens, or the watch fails. The first event is empty.
-    pub(super) async fn run(mut self, events: mpsc::Sender<Result<ProcessEvent, Status>>) {
-        if events.send(Ok(ProcessEvent::default())).await.is_err() {
-            return;
-        }
-        loop {
-            let changes = tokio::select! {
-                changes = self.next() => changes,
-                () = events.closed() => return,
-            };
-            let changes = match changes {
-                Ok(changes) => changes,
-                Err(error) => {
-                    let failed = Status::internal(format!("watch the processes: {error}"));
-                    let _gone = events.send(Err(failed)).await;
-                    return;
-                }
-            };
-            for change in changes {
-                if events.send(Ok(change)).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn next(&mut self) -> io::Result<Vec<ProcessEvent>> {
+    async fn changed(&mut self) -> io::Result<Vec<ProcessEvent>> {
         let mut buffer = [0; 512];
         loop {
             let mut ready = self.socket.readable().await?;

@@ -377,7 +377,7 @@ impl Files for FilesService {
         let request = request.into_inner();
         let watch = answer(move || watch::Watch::new(request)).await?.into_inner();
         let (sender, events) = mpsc::channel(QUEUED);
-        tokio::spawn(watch.run(sender));
+        tokio::spawn(crate::events::tell(watch, sender));
         Ok(Response::new(ReceiverStream::new(events)))
     }
 }

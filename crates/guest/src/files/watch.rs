@@ -14,7 +14,7 @@ use rustix::{
     fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags},
     io::Errno,
 };
-use tokio::{io::unix::AsyncFd, sync::mpsc};
+use tokio::io::unix::AsyncFd;
 use tonic::Status;
 
 use super::{
@@ -23,7 +23,7 @@ use super::{
     place::{Asked, proc_path},
     tree::Directory,
 };
-use crate::descriptor;
+use crate::{descriptor, events::Source};
 
 /// Directories that one call watches.
 const MOST: usize = 4096;
@@ -35,6 +35,15 @@ pub(super) struct Watch {
     /// Where each watch is, below the root.
     directories: HashMap<i32, PathBuf>,
     recursive: bool,
+}
+
+impl Source for Watch {
+    type Event = FileEvent;
+
+    async fn next(&mut self) -> Result<Vec<FileEvent>, Status> {
+        let changed = self.changed().await;
+        changed.map_err(|source| FileError::Io { action: "watch", path: self.asked.text(), source }.into())
+    }
 }
 
 impl Watch {
@@ -83,33 +92,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Until nobody listens, or the watch fails.
-    pub(super) async fn run(mut self, events: mpsc::Sender<Result<FileEvent, Status>>) {
-        if events.send(Ok(FileEvent::default())).await.is_err() {
-            return;
-        }
-        loop {
-            let changes = tokio::select! {
-                changes = self.next() => changes,
-                () = events.closed() => return,
-            };
-            let changes = match changes {
-                Ok(changes) => changes,
-                Err(source) => {
-                    let failed = FileError::Io { action: "watch", path: self.asked.text(), source };
-                    let _gone = events.send(Err(failed.into())).await;
-                    return;
-                }
-            };
-            for change in changes {
-                if events.send(Ok(change)).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-
-    async fn next(&mut self) -> io::Result<Vec<FileEvent>> {
+    async fn changed(&mut self) -> io::Result<Vec<FileEvent>> {
         loop {
             let raw = {
                 let mut ready = self.inotify.readable().await?;
